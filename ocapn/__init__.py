@@ -1,0 +1,90 @@
+"""OCapN for trio: object capabilities across processes and machines (https://ocapn.org).
+
+Begin with `open_peer`, `Target`, `method` and `E`; the README has a first program.
+"""
+
+from ocapn.errors import (
+    Aborted,
+    Backpressure,
+    BadLocator,
+    ConnectFailed,
+    DecodeError,
+    Disconnected,
+    NotPassable,
+    OCapNError,
+    PassableError,
+    RemoteError,
+    RemoteProtocolError,
+    SessionEnded,
+    TooBusy,
+    WrongContext,
+)
+from ocapn.limits import Limits
+from ocapn.model.locators import PeerLocator, SturdyRef, parse_uri
+from ocapn.model.values import Null, NullType, Symbol, Tagged, equal
+from ocapn.netlayers.memory import MemoryNetlayer, MemoryNetwork
+from ocapn.netlayers.tcp_testing import TcpTestingNetlayer
+from ocapn.netlayers.unix import UnixNetlayer
+from ocapn.peer import Peer, Session, open_peer
+from ocapn.promise import (
+    E,
+    Promise,
+    Resolver,
+    field,
+    index,
+    is_settled,
+    make_promise,
+    send_only,
+    untag,
+    when_broken,
+)
+from ocapn.references import Ref, Target, method, target
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Aborted",
+    "Backpressure",
+    "BadLocator",
+    "ConnectFailed",
+    "DecodeError",
+    "Disconnected",
+    "E",
+    "Limits",
+    "MemoryNetlayer",
+    "MemoryNetwork",
+    "NotPassable",
+    "Null",
+    "NullType",
+    "OCapNError",
+    "PassableError",
+    "Peer",
+    "PeerLocator",
+    "Promise",
+    "Ref",
+    "RemoteError",
+    "RemoteProtocolError",
+    "Resolver",
+    "Session",
+    "SessionEnded",
+    "SturdyRef",
+    "Symbol",
+    "Tagged",
+    "Target",
+    "TcpTestingNetlayer",
+    "TooBusy",
+    "UnixNetlayer",
+    "WrongContext",
+    "equal",
+    "field",
+    "index",
+    "is_settled",
+    "make_promise",
+    "method",
+    "open_peer",
+    "parse_uri",
+    "send_only",
+    "target",
+    "untag",
+    "when_broken",
+]

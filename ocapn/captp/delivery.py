@@ -1,0 +1,422 @@
+"""Promises, their queues, and the order of messages (CapTP specification, Promises; semantics.md).
+
+A `Vow` is a promise as the core sees it; the application holds it by a `PromiseHandle`, and an imported object
+by a `RefHandle`. Handles say what is still wanted: when the last one is finalised the wire is told. Tables and
+queues hold vows; a vow that follows another holds the other's handle, so that a chain in use stays whole.
+
+States of a vow:
+
+    PENDING    nothing known; messages and listeners wait in `waiting`, in order
+    FOLLOWING  resolved to another vow, `value` is its handle; whatever waited has moved there
+    FULFILLED  `value` is data or a reference, never a promise
+    BROKEN     `value` is the exception
+
+A `RemoteVow` is one that another peer will resolve. While it is pending, messages to it are pipelined. If it
+turns out to be something that does not live at that peer, messages already on their way there could be
+overtaken by messages sent directly; so if any were sent, the peer is asked a second time (`op:listen`), what is
+sent meanwhile waits here, and the second answer, which comes after all that was forwarded, settles the vow.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+from weakref import ref as weakref
+
+from ocapn.codec.operations import ANSWER, GET, INDEX
+from ocapn.errors import OCapNError, PassableError, RemoteError
+from ocapn.model.values import Tagged
+
+if TYPE_CHECKING:
+    from ocapn.captp.node import Node
+    from ocapn.captp.session import Session
+    from ocapn.captp.tables import Import
+
+PENDING: Final = 0
+FOLLOWING: Final = 1
+FULFILLED: Final = 2
+BROKEN: Final = 3
+
+
+class LocalTarget:
+    """Base of what can be exported. How a message becomes a call is for the layer above (`Node.invoke`)."""
+
+    __slots__ = ("__weakref__",)
+
+
+class CoreTarget(LocalTarget):
+    """A target that the protocol itself provides: its messages are handled in the core, in turns like others."""
+
+    __slots__ = ()
+
+    def call(self, args: list[object]) -> object:
+        """The answer to a message: a value, or a promise. Raises RemoteError."""
+        raise NotImplementedError
+
+
+class RefHandle:
+    """What an application holds of an imported object. Its finalisation is the release of the import."""
+
+    __slots__ = ("__weakref__", "_import")
+    _import: Import
+
+    def __init__(self, slot: Import) -> None:
+        self._import = slot
+
+    def __del__(self) -> None:
+        slot = self._import
+        slot.session.node.finalised(slot)
+
+
+class PromiseHandle:
+    """What an application holds of a promise. Its finalisation gives up the interest in it."""
+
+    __slots__ = ("__weakref__", "_vow")
+    _vow: Vow
+
+    def __init__(self, vow: Vow) -> None:
+        self._vow = vow
+
+    def __del__(self) -> None:
+        vow = self._vow
+        if not vow.released and isinstance(vow, RemoteVow):
+            vow.node.finalised(vow)
+
+
+class Waiting:
+    """Something that waits on a vow: a message, a selection, or a listener."""
+
+    __slots__ = ()
+    #: Whether it wants the outcome told (listeners), or passed through to what the vow becomes (messages).
+    listens = False
+
+    def settle(self, vow: Vow) -> None:
+        """`vow`, to which this was sent or on which it listened, is fulfilled or broken."""
+        raise NotImplementedError
+
+    def forward(self, vow: RemoteVow) -> None:
+        """`vow` is now what this waits for, and takes messages. Only for messages and selections."""
+        raise NotImplementedError
+
+
+class Message(Waiting):
+    """Arguments on their way to what a promise becomes, and the vow of the answer, if one is wanted."""
+
+    __slots__ = ("answer", "args", "held", "source")
+
+    def __init__(self, args: list[object], answer: Vow | None, source: Session | None) -> None:
+        self.args = args
+        self.answer = answer
+        self.source = source
+        self.held = -1
+
+    def hold(self, source: Session) -> None:
+        """Counts the message among those that `source` has waiting on promises."""
+        self.held = source.reading
+        source.held_messages += 1
+        source.held_bytes += self.held
+
+    def _let_go(self) -> None:
+        if self.held >= 0:
+            assert self.source is not None
+            self.source.held_messages -= 1
+            self.source.held_bytes -= self.held
+            self.held = -1
+
+    def settle(self, vow: Vow) -> None:
+        self._let_go()
+        node = vow.node
+        value = vow.value
+        if vow.state == FULFILLED:
+            if isinstance(value, LocalTarget):
+                node.enqueue(value, self.args, self.answer, self.source)
+                return
+            if isinstance(value, RefHandle):
+                slot = value._import
+                self._pass_on(slot.session, slot.recipient)
+                return
+            value = RemoteError("the promise became data, which takes no messages")
+        assert isinstance(value, BaseException)
+        if self.answer is not None:
+            self.answer.break_with(value)
+        else:
+            node.log_lost(value)
+
+    def forward(self, vow: RemoteVow) -> None:
+        self._let_go()
+        vow.used = True
+        self._pass_on(vow.session, vow.recipient)
+
+    def _pass_on(self, session: Session, recipient: bytes) -> None:
+        answer = self.answer
+        try:
+            if answer is None:
+                session.deliver_only(recipient, self.args, forwarded=True)
+            else:
+                answer.resolve(session.deliver(recipient, self.args, forwarded=True).handle())
+        except OCapNError as error:
+            if answer is None:
+                session.node.log_lost(error)
+            else:
+                answer.break_with(error)
+
+
+class Selection(Waiting):
+    """A field, an index or an untagging of what a promise becomes (op:get, op:index, op:untag)."""
+
+    __slots__ = ("answer", "key", "kind")
+
+    def __init__(self, kind: int, key: str | int, answer: Vow) -> None:
+        self.kind = kind
+        self.key = key
+        self.answer = answer
+
+    def settle(self, vow: Vow) -> None:
+        if vow.state == BROKEN:
+            assert isinstance(vow.value, BaseException)
+            self.answer.break_with(vow.value)
+            return
+        try:
+            part = select(vow.value, self.kind, self.key)
+        except RemoteError as error:
+            self.answer.break_with(error)
+        else:
+            self.answer.resolve(part)
+
+    def forward(self, vow: RemoteVow) -> None:
+        try:
+            self.answer.resolve(vow.session.select(vow.recipient, self.kind, self.key).handle())
+        except OCapNError as error:
+            self.answer.break_with(error)
+
+
+def select(value: object, kind: int, key: str | int) -> object:
+    """The part of `value` that op:get, op:index or op:untag names. Raises RemoteError."""
+    if kind == GET:
+        if not isinstance(value, dict):
+            raise RemoteError("op:get wants a struct, and this is none")
+        if key not in value:
+            raise RemoteError(f"the struct has no field {key!r}")
+        return value[key]
+    if kind == INDEX:
+        if not isinstance(value, (list, tuple)):
+            raise RemoteError("op:index wants a list, and this is none")
+        assert isinstance(key, int)
+        if not 0 <= key < len(value):
+            raise RemoteError(f"the list has {len(value)} members, and no index {key}")
+        return value[key]
+    if not isinstance(value, Tagged):
+        raise RemoteError("op:untag wants a tagged value, and this is none")
+    if value.tag != key:
+        raise RemoteError(f"the value is tagged {value.tag!r}, not {key!r}")
+    return value.value
+
+
+class Vow:
+    """A promise that is resolved here."""
+
+    __slots__ = ("_handle", "node", "released", "state", "value", "waiting")
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.released = True  # nothing to tell another peer when the handle is finalised
+        self.state = PENDING
+        self.value: object = None
+        self.waiting: list[Waiting] | None = None
+        self._handle: weakref[PromiseHandle] | None = None
+
+    def handle(self) -> PromiseHandle:
+        """The application's end of this promise: one object as long as somebody holds it."""
+        handle = None if self._handle is None else self._handle()
+        if handle is None:
+            handle = self.node.make_promise(self)
+            self._handle = weakref(handle)
+        return handle
+
+    @property
+    def held(self) -> bool:
+        """Whether anybody holds the handle."""
+        return self._handle is not None and self._handle() is not None
+
+    def end(self) -> Vow:
+        """The vow at the end of the chain that this one follows: pending, fulfilled or broken."""
+        vow = self
+        while vow.state == FOLLOWING:
+            vow = vow.value._vow  # type: ignore[attr-defined]  # FOLLOWING: a PromiseHandle
+        if vow is not self and self.value._vow is not vow:  # type: ignore[attr-defined]
+            self.value = vow.handle()
+        return vow
+
+    # Asking
+
+    def add(self, item: Waiting) -> None:
+        """Sends a message or selection to the promise, or listens on it. The vow must be its own end."""
+        if self.state >= FULFILLED:
+            item.settle(self)
+        elif self.waiting is None:
+            self.waiting = [item]
+        else:
+            self.waiting.append(item)
+
+    # Resolving
+
+    def resolve(self, value: object) -> None:
+        """Fulfils with data or a reference, or follows a promise. Later resolutions are ignored."""
+        if self.state != PENDING:
+            return
+        if not isinstance(value, PromiseHandle):
+            self._settle(FULFILLED, value)
+            return
+        other = value._vow.end()
+        if other is self:
+            self.break_with(RemoteError("the promise was resolved to itself"))
+        elif other.state >= FULFILLED:
+            self._settle(other.state, other.value)
+        else:
+            self.state = FOLLOWING
+            self.value = other.handle()
+            self._follow(other)
+            waiting, self.waiting = self.waiting, None
+            if waiting:
+                for item in waiting:
+                    other.add(item)
+            self._left()
+
+    def break_with(self, error: BaseException) -> None:
+        """Breaks the promise. Later resolutions are ignored."""
+        if self.state == PENDING:
+            self._settle(BROKEN, error)
+
+    def _settle(self, state: int, value: object) -> None:
+        self.state = state
+        self.value = value
+        waiting, self.waiting = self.waiting, None
+        if waiting:
+            self.node.settle(self, waiting)
+        self._left()
+
+    def _left(self) -> None:
+        """The vow is no longer pending."""
+
+    def _follow(self, other: Vow) -> None:
+        """The vow now follows `other`."""
+
+
+class RemoteVow(Vow):
+    """A promise that the peer of `session` resolves: an answer we asked for, or a promise it exported."""
+
+    __slots__ = ("asked_again", "kind", "listening", "position", "recipient", "session", "used")
+
+    def __init__(self, session: Session, kind: int, position: int, recipient: bytes) -> None:
+        super().__init__(session.node)
+        self.session = session
+        self.kind = kind  # ANSWER, or EXPORT for a promise that the peer exported
+        self.position = position
+        self.recipient = recipient  # its descriptor, encoded
+        self.listening = False  # a resolver of ours is with the peer
+        self.used = False  # messages were pipelined to it
+        self.asked_again = False
+        self.released = False
+
+    def add(self, item: Waiting) -> None:
+        if self.state >= FULFILLED:
+            item.settle(self)
+        elif not item.listens and not self.asked_again:
+            item.forward(self)
+        elif isinstance(item, Telling) and item.session is self.session:
+            # The promise is the listener's own: it is told so, and does not wait for itself.
+            item.session.tell(item.position, True, self.handle())
+        else:
+            if self.waiting is None:
+                self.waiting = [item]
+            else:
+                self.waiting.append(item)
+            if not self.listening:
+                self.listen()
+
+    def listen(self) -> None:
+        """Asks the peer to tell what the promise becomes (op:listen)."""
+        self.listening = True
+        self.session.listen(self)
+
+    def told(self, value: object) -> None:
+        """The peer fulfilled the promise with `value`."""
+        if self.state != PENDING:
+            return
+        if self.used and not self.asked_again and not self.released and self._elsewhere(value):
+            self.asked_again = True
+            self.listen()
+        else:
+            self.resolve(value)
+
+    def _elsewhere(self, value: object) -> bool:
+        """Whether `value` is a reference that does not live at the peer."""
+        if isinstance(value, PromiseHandle):
+            other = value._vow.end()
+            if other is self:
+                return False
+            if other.state == PENDING:
+                return not (isinstance(other, RemoteVow) and other.session is self.session)
+            value = other.value
+        if isinstance(value, RefHandle):
+            return value._import.session is not self.session
+        return isinstance(value, LocalTarget)
+
+    def _follow(self, other: Vow) -> None:
+        if self.used and isinstance(other, RemoteVow):
+            other.used = True
+
+    def _left(self) -> None:
+        session = self.session
+        if self.kind == ANSWER and not self.released:
+            self.released = True
+            session.release_answer(self)
+
+    def release(self) -> None:
+        """The handle was finalised: gives the promise up on the wire, unless a new handle was made since."""
+        if not self.released and not self.held:
+            self.released = True
+            if self.kind == ANSWER:
+                self.session.release_answer(self)
+            else:
+                self.session.release_import(self.position)
+
+
+def broken(node: Node, error: BaseException) -> Vow:
+    """A vow that is broken from the start."""
+    vow = Vow(node)
+    vow.state = BROKEN
+    vow.value = error
+    return vow
+
+
+def crossing(error: BaseException) -> RemoteError:
+    """What another object learns of an error: its message, and its class only if that says it may."""
+    if isinstance(error, RemoteError):
+        return error
+    if isinstance(error, PassableError):
+        return RemoteError(f"{type(error).__name__}: {error}")
+    return RemoteError(str(error))
+
+
+def error_of(value: object) -> BaseException:
+    """The exception that a `break` with `value` stands for."""
+    return value if isinstance(value, BaseException) else RemoteError(_told(value), value)
+
+
+def _told(value: object) -> str:
+    text = repr(value)
+    return "broken with " + (text if len(text) <= 200 else text[:200] + "…")
+
+
+class Telling(Waiting):
+    """A resolver of the peer that wants to be told what a vow becomes, once: resolve-me, or op:listen."""
+
+    __slots__ = ("position", "session")
+    listens = True
+
+    def __init__(self, session: Session, position: int) -> None:
+        self.session = session
+        self.position = position
+
+    def settle(self, vow: Vow) -> None:
+        self.session.tell(self.position, vow.state == FULFILLED, vow.value)

@@ -1,0 +1,214 @@
+"""Third-party handoffs: gifts, and the checks of the certificates (CapTP specification, Third Party Handoffs).
+
+The gifter deposits a gift with the exporter and sends the receiver a signed give in place of the reference; the
+receiver signs a claim on it and withdraws the gift. Deposit and withdrawal come in either order. A gift is
+withdrawn once, by its receiver alone; it waits, as a withdrawal does, for the gift's life, also when the session
+through which it was deposited has ended since.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, final
+
+from ocapn.captp.delivery import PENDING, LocalTarget, Vow, broken
+from ocapn.codec.operations import Envelope, Give, Receive
+from ocapn.crypto import sign_receive, verify_envelope
+from ocapn.errors import OCapNError, RemoteError
+from ocapn.limits import Limits
+from ocapn.model.values import Symbol
+
+if TYPE_CHECKING:
+    from ocapn.captp.node import Node
+    from ocapn.captp.session import Session
+
+WITHDRAW_GIFT = Symbol("withdraw-gift")
+DEPOSIT_GIFT = Symbol("deposit-gift")
+
+_GiftKey = tuple[bytes, bytes]  # gifter-exporter session id, gift id
+
+
+@final
+class Certificate:
+    """An encoded envelope of ours, to be sent as it is."""
+
+    __slots__ = ("wire",)
+
+    def __init__(self, wire: bytes) -> None:
+        self.wire = wire
+
+
+@final
+class _Deposit:
+    __slots__ = ("gift", "until")
+
+    def __init__(self, gift: LocalTarget, until: float) -> None:
+        self.gift = gift
+        self.until = until
+
+
+@final
+class _Withdrawal:
+    __slots__ = ("through", "until", "vow")
+
+    def __init__(self, vow: Vow, through: bytes, until: float) -> None:
+        self.vow = vow
+        self.through = through  # id of the session that withdraws
+        self.until = until
+
+
+@final
+class Gifts:
+    """The exporter's gifts: deposited and not yet withdrawn, withdrawn and not yet deposited."""
+
+    def __init__(self, node: Node, limits: Limits) -> None:
+        self._node = node
+        self._limits = limits
+        self._deposits: dict[_GiftKey, _Deposit] = {}
+        self._withdrawals: dict[_GiftKey, _Withdrawal] = {}
+        self._deposited: dict[bytes, int] = {}  # how many gifts wait, by gifter session
+        self._withdrawing: dict[bytes, int] = {}  # how many withdrawals wait, by receiving session
+
+    def deposit(self, session: Session, gift_id: object, gift: object) -> None:
+        """`deposit-gift` from the gifter. Raises RemoteError, which is logged: nobody waits for an answer."""
+        if type(gift_id) is not bytes or not 1 <= len(gift_id) <= 64:
+            raise RemoteError("deposit-gift takes a gift id of 1 to 64 bytes")
+        if not isinstance(gift, LocalTarget):
+            raise RemoteError("deposit-gift takes an object that this peer exported")
+        key = (session.id, gift_id)
+        if key in self._deposits:
+            raise RemoteError("that gift id is in use")
+        waiting = self._withdrawals.pop(key, None)
+        if waiting is not None:
+            _less(self._withdrawing, waiting.through)
+            waiting.vow.resolve(gift)
+            return
+        if self._deposited.get(session.id, 0) >= self._limits.gifts:
+            raise RemoteError(f"{self._limits.gifts} gifts wait already, the limit of a session")
+        self._deposits[key] = _Deposit(gift, self._node.now() + self._limits.gift_life)
+        self._deposited[session.id] = self._deposited.get(session.id, 0) + 1
+
+    def withdraw(self, session: Session, envelope: object) -> Vow:
+        """`withdraw-gift` from the receiver: the gift, at once or when it comes, or a broken vow."""
+        try:
+            if not isinstance(envelope, Envelope) or not isinstance(envelope.signed, Receive):
+                raise RemoteError("withdraw-gift takes a signed desc:handoff-receive")
+            receive = envelope.signed
+            if receive.session != session.id or receive.side != session.peer_id:
+                raise RemoteError("the handoff-receive is for another session")
+            give = self._checked(receive.give)
+            if not verify_envelope(envelope, give.receiver_key):
+                raise RemoteError("the handoff-receive is not signed by the receiver that the give names")
+            if not session.use_handoff_count(receive.count):
+                raise RemoteError("the handoff count was used before in this session")
+            return self._take(give, session.id)
+        except RemoteError as error:
+            return broken(self._node, error)
+
+    def claim_own(self, session: Session, envelope: Envelope) -> Vow:
+        """A give came to us whose exporter we are: the gift, without a session to withdraw it through."""
+        try:
+            return self._take(self._checked(envelope), session.id)
+        except RemoteError as error:
+            return broken(self._node, error)
+
+    def _checked(self, envelope: Envelope) -> Give:
+        give = envelope.signed
+        assert isinstance(give, Give)
+        if not self._node.is_own(give.exporter):
+            raise RemoteError("the handoff-give names another exporter")
+        gifter = self._node.past_session(give.session)
+        if gifter is None:
+            raise RemoteError("no session between gifter and exporter has that id")
+        if give.gifter_side != gifter.peer_id:
+            raise RemoteError("the gifter's side is not that of the session")
+        if not verify_envelope(envelope, gifter.peer_key):
+            raise RemoteError("the handoff-give is not signed by the gifter")
+        return give
+
+    def _take(self, give: Give, through: bytes) -> Vow:
+        key = (give.session, give.gift_id)
+        deposit = self._deposits.pop(key, None)
+        vow = Vow(self._node)
+        if deposit is not None:
+            _less(self._deposited, give.session)
+            vow.resolve(deposit.gift)
+        elif key in self._withdrawals:
+            raise RemoteError("that gift is being withdrawn already")
+        elif not self._node.is_live(give.session):
+            raise RemoteError("the gift can no longer come: its session has ended")
+        elif self._withdrawing.get(through, 0) >= self._limits.gifts:
+            raise RemoteError(f"{self._limits.gifts} withdrawals wait already, the limit of a session")
+        else:
+            self._withdrawals[key] = _Withdrawal(vow, through, self._node.now() + self._limits.gift_life)
+            self._withdrawing[through] = self._withdrawing.get(through, 0) + 1
+        return vow
+
+    def session_ended(self, session_id: bytes) -> None:
+        """Withdrawals of gifts that this session was to deposit break; those it made are dropped."""
+        for key, waiting in list(self._withdrawals.items()):
+            if key[0] == session_id or waiting.through == session_id:
+                self._give_up(key, "the gift can no longer come: its session has ended")
+
+    def expire(self, now: float) -> None:
+        """Drops gifts, and breaks withdrawals, that have waited for the gift's life."""
+        for key, deposit in list(self._deposits.items()):
+            if deposit.until <= now:
+                del self._deposits[key]
+                _less(self._deposited, key[0])
+        for key, waiting in list(self._withdrawals.items()):
+            if waiting.until <= now:
+                self._give_up(key, "the gift did not come in time")
+
+    def _give_up(self, key: _GiftKey, why: str) -> None:
+        waiting = self._withdrawals.pop(key)
+        _less(self._withdrawing, waiting.through)
+        waiting.vow.break_with(RemoteError(why))
+
+    def counts(self, session_id: bytes) -> tuple[int, int]:
+        """Gifts deposited through a session that still wait, and withdrawals made through it that do."""
+        return self._deposited.get(session_id, 0), self._withdrawing.get(session_id, 0)
+
+    def check(self) -> None:
+        """Raises AssertionError if the counts are not those of the tables."""
+        for counts, ids in (
+            (self._deposited, [key[0] for key in self._deposits]),
+            (self._withdrawing, [waiting.through for waiting in self._withdrawals.values()]),
+        ):
+            assert counts == {one: ids.count(one) for one in ids}, "a count of gifts is wrong"
+        assert all(waiting.vow.state == PENDING for waiting in self._withdrawals.values())
+
+
+def _less(counts: dict[bytes, int], key: bytes) -> None:
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]
+
+
+def receive_give(session: Session, envelope: Envelope) -> Vow:
+    """A give arrived in place of a reference: the vow of the gift, withdrawn from its exporter."""
+    node = session.node
+    give = envelope.signed
+    assert isinstance(give, Give)
+    if give.receiver_key != session.key.public_key:
+        return broken(node, RemoteError("the handoff-give is for another receiver"))
+    if node.is_own(give.exporter):
+        return node.gifts.claim_own(session, envelope)
+    vow = Vow(node)
+    key = session.key
+
+    def connected(exporter: Session | OCapNError) -> None:
+        if isinstance(exporter, OCapNError):
+            vow.break_with(exporter)
+            return
+        try:
+            claim = sign_receive(
+                key, exporter.id, exporter.key.public_id, exporter.next_handoff_count(), envelope.wire
+            )
+            question = exporter.deliver(exporter.bootstrap, [WITHDRAW_GIFT, Certificate(claim)])
+        except OCapNError as error:
+            vow.break_with(error)
+        else:
+            vow.resolve(question.handle())
+
+    node.connect(give.exporter, connected)
+    return vow

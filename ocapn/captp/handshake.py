@@ -1,0 +1,193 @@
+"""From a connection to a session: op:start-session, and which of two connections lives.
+
+The state of a connection, as a table (also in spec/wire.md):
+
+    state        event            next         what is sent
+    DIALLED      start accepted   LIVE         nothing (our start went out at once)
+    DIALLED      start refused    ENDED        op:abort
+    DIALLED      abort received   ENDED        nothing
+    DIALLED      dropped          ENDED        op:abort (the incoming one of crossed hellos wins)
+    LISTENING    start accepted   LIVE         our start
+    LISTENING    start refused    ENDED        op:abort
+    LISTENING    duplicate        ENDED        our start, then op:abort
+    LISTENING    abort received   ENDED        nothing
+    LIVE         start again      ENDED        op:abort
+    LIVE         abort received   ENDED        nothing
+    LIVE         dropped          ENDED        op:abort
+
+Anything else that arrives before LIVE refuses the connection; nothing arrives after ENDED.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import TYPE_CHECKING, Final, final
+
+from ocapn.captp.session import Session
+from ocapn.codec.operations import OPERATIONS, Abort, Form, StartSession, write_abort, write_start_session
+from ocapn.codec.syrup import Decoder, Encoder
+from ocapn.crypto import SessionKey, location_message, public_id, verify
+from ocapn.errors import Aborted, RemoteProtocolError
+from ocapn.model.locators import PeerLocator
+
+if TYPE_CHECKING:
+    from ocapn.captp.node import Node
+
+VERSION: Final = "1.0"
+
+
+class State(Enum):
+    DIALLED = "dialled"
+    LISTENING = "listening"
+    LIVE = "live"
+    ENDED = "ended"
+
+
+class Event(Enum):
+    ACCEPTED = "start accepted"
+    REFUSED = "start refused"
+    DUPLICATE = "duplicate"
+    START_AGAIN = "start again"
+    ABORT_RECEIVED = "abort received"
+    DROPPED = "dropped"
+
+
+#: Every transition there is; an event with no entry cannot happen in that state.
+TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
+    (State.DIALLED, Event.ACCEPTED): State.LIVE,
+    (State.DIALLED, Event.REFUSED): State.ENDED,
+    (State.DIALLED, Event.ABORT_RECEIVED): State.ENDED,
+    (State.DIALLED, Event.DROPPED): State.ENDED,
+    (State.LISTENING, Event.ACCEPTED): State.LIVE,
+    (State.LISTENING, Event.REFUSED): State.ENDED,
+    (State.LISTENING, Event.DUPLICATE): State.ENDED,
+    (State.LISTENING, Event.ABORT_RECEIVED): State.ENDED,
+    (State.LISTENING, Event.DROPPED): State.ENDED,
+    (State.LIVE, Event.START_AGAIN): State.ENDED,
+    (State.LIVE, Event.ABORT_RECEIVED): State.ENDED,
+    (State.LIVE, Event.DROPPED): State.ENDED,
+}
+
+
+class Refused(RemoteProtocolError):
+    """The connection does not become a session; the text is the reason for op:abort."""
+
+
+@final
+class Handshake:
+    """One connection until it is a session. What `outbound` holds is to be sent, in order.
+
+    `dialled` is the location we want to reach; None for a connection that came in. `own` is the location that we
+    give as ours. `authenticated` is the designator that the netlayer proved for the other side, or None.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        own: PeerLocator,
+        *,
+        dialled: PeerLocator | None,
+        authenticated: str | None,
+        form: Form,
+    ) -> None:
+        self._node = node
+        self._own = own
+        self.dialled = dialled
+        self.authenticated = authenticated
+        self._form = form
+        #: Called when another connection wins: this one is to be closed.
+        self.on_drop: Callable[[], None] | None = None
+        self.key = SessionKey(node.random(32))
+        self.state = State.LISTENING if dialled is None else State.DIALLED
+        self.outbound: list[bytes] = []
+        if dialled is not None:
+            self._send_start()
+
+    def _send_start(self) -> None:
+        location = self._own
+        operation = StartSession(
+            VERSION, self.key.public_key, location, self.key.sign(location_message(location))
+        )
+        encoder = Encoder(self._node.limits, text_order=self._form.text_order)
+        if self._form.text_order:  # the signature is over the bytes that are sent
+            wire = encoder.encode(location)
+            operation.signature = self.key.sign(b"<11'my-location" + wire + b">")
+        self.outbound.append(write_start_session(encoder, operation))
+
+    def _step(self, event: Event) -> None:
+        self.state = TRANSITIONS[self.state, event]
+
+    def read(self, message: bytes) -> StartSession:
+        """The other side's op:start-session, checked but not yet judged. Raises Refused, Aborted, DecodeError."""
+        operation = Decoder(self._node.limits, OPERATIONS).decode(message)
+        if isinstance(operation, Abort):
+            self._step(Event.ABORT_RECEIVED)
+            raise Aborted(operation.reason)
+        if not isinstance(operation, StartSession):
+            raise Refused("the first message of a connection is op:start-session")
+        if operation.version != VERSION:
+            raise Refused(f"the version is {operation.version[:40]!r}, and this peer speaks {VERSION!r}")
+        location = operation.location
+        if not verify(operation.public_key, location_message(location), operation.signature):
+            raise Refused("the signature of the location is not by the session key")
+        if operation.public_key == self.key.public_key:
+            raise Refused("this is our own session key")
+        if self._node.is_own(location):
+            raise Refused("this is our own location")
+        if self.dialled is not None and location != self.dialled:
+            raise Refused(f"{self.dialled.uri} was dialled, and {location.uri} answered")
+        if self.authenticated is not None and location.designator != self.authenticated:
+            raise Refused("the location is not the one that the netlayer authenticated")
+        return operation
+
+    def judge(self, start: StartSession, now: float) -> Session:
+        """The session that begins here. Raises Refused if another connection is, or becomes, the session.
+
+        First process what is readable on the connection of a live session with the same location.
+        """
+        node = self._node
+        location = start.location
+        live = node.sessions.get(location)
+        if live is not None and now - live.last_heard >= node.limits.silence:
+            live.disconnected("silent, and the peer has come back on a new connection")
+            live = None
+        if live is not None:
+            if self.dialled is None:
+                self._send_start()
+                self._step(Event.DUPLICATE)
+                self.outbound.append(write_abort("there is a session with this location already"))
+            raise Refused("there is a session with this location already")
+        dial = None if self.dialled is not None else node.dials.get(location)
+        if dial is not None:
+            if dial.key.public_id > public_id(start.public_key):
+                raise Refused("crossed hellos: the other connection is the session")
+            dial.drop("crossed hellos: the other connection is the session")
+        if self.dialled is None:
+            self._send_start()
+        self._step(Event.ACCEPTED)
+        return Session(
+            node,
+            key=self.key,
+            peer_key=start.public_key,
+            location=location,
+            dialled=self.dialled is not None,
+            authenticated=self.authenticated is not None,
+            form=self._form,
+            now=now,
+        )
+
+    def refuse(self, reason: str) -> None:
+        """Ends the connection with op:abort, unless it has ended."""
+        if self.state in (State.DIALLED, State.LISTENING):
+            self._step(Event.REFUSED)
+            self.outbound.append(write_abort(reason))
+
+    def drop(self, reason: str) -> None:
+        """Another connection is the session: ends this one, if it is under way."""
+        if self.state in (State.DIALLED, State.LISTENING):
+            self._step(Event.DROPPED)
+            self.outbound.append(write_abort(reason))
+            self._node.dropped(self)
+            if self.on_drop is not None:
+                self.on_drop()

@@ -1,0 +1,304 @@
+"""What the sessions of one peer share: the turn queue, the swiss numbers, the gifts, and each other.
+
+A node is driven from outside: bytes go into sessions, `run` runs turns, `take` hands out what is to be sent.
+Time and randomness are functions given to it. What needs a connection is asked of `connect`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, final
+
+from ocapn.captp.delivery import (
+    CoreTarget,
+    LocalTarget,
+    PromiseHandle,
+    RefHandle,
+    RemoteVow,
+    Vow,
+    Waiting,
+    crossing,
+)
+from ocapn.captp.handoff import Gifts
+from ocapn.captp.tables import Import
+from ocapn.errors import OCapNError, RemoteError
+from ocapn.limits import Limits
+from ocapn.model.locators import PeerLocator
+
+if TYPE_CHECKING:
+    from ocapn.captp.handshake import Handshake
+    from ocapn.captp.session import Session
+
+log: Final = logging.getLogger("ocapn.captp")
+
+#: What `Node.invoke` returns when the answer comes later: the method is a task now.
+LATER: Final = object()
+
+
+@final
+class Turn:
+    """A message to a local target, ready to be delivered. `source` is the session it came from, if any."""
+
+    __slots__ = ("answer", "args", "size", "source", "target")
+
+    def __init__(
+        self, target: LocalTarget, args: list[object], answer: Vow | None, source: Session | None
+    ) -> None:
+        self.target = target
+        self.args = args
+        self.answer = answer
+        self.source = source
+        self.size = 0
+
+
+@final
+class _Past:
+    """What a handoff must know of a session, kept for the gift's life after it ended."""
+
+    __slots__ = ("peer_id", "peer_key", "until")
+
+    def __init__(self, peer_id: bytes, peer_key: bytes, until: float) -> None:
+        self.peer_id = peer_id
+        self.peer_key = peer_key
+        self.until = until
+
+
+@final
+class TurnResult:
+    """What turns leave behind: sessions with something to send, and application code to wake.
+
+    With a baggage, the changes to be committed first will stand here too (durable.md, The one rule).
+    """
+
+    __slots__ = ("events", "outbound")
+
+    def __init__(self, outbound: list[Session], events: list[Callable[[], None]]) -> None:
+        self.outbound = outbound
+        self.events = events
+
+
+Invoke = Callable[[Turn], object]
+Connect = Callable[[PeerLocator, Callable[["Session | OCapNError"], None]], None]
+
+#: Ended sessions remembered for handoffs. Beyond it the oldest goes first.
+_MAX_PAST: Final = 10_000
+
+
+@final
+class Node:
+    """The shared half of the protocol core.
+
+    Given to it: `now` (seconds, monotonic), `random` (that many random bytes), `make_ref` and `make_promise`
+    (application handles), `invoke` (delivers a turn and returns the result, or LATER; raises what the method
+    raises), `connect` (a session to a locator, told to the callback), `wake` (there is something to do; may be
+    called from any thread and from finalisers).
+    """
+
+    def __init__(
+        self,
+        *,
+        limits: Limits,
+        now: Callable[[], float],
+        random: Callable[[int], bytes],
+        make_ref: Callable[[Import], RefHandle],
+        make_promise: Callable[[Vow], PromiseHandle],
+        invoke: Invoke,
+        connect: Connect,
+        wake: Callable[[], None],
+    ) -> None:
+        self.limits = limits
+        self.now = now
+        self.random = random
+        self.make_ref = make_ref
+        self.make_promise = make_promise
+        self.invoke = invoke
+        self.connect = connect
+        self.wake = wake
+        #: Identifier of the thread that the node is used from.
+        self.thread = 0
+        self.own: list[PeerLocator] = []
+        self.swiss: dict[bytes, LocalTarget | RefHandle | PromiseHandle] = {}
+        #: Live sessions by the location of their peer.
+        self.sessions: dict[PeerLocator, Session] = {}
+        self._by_id: dict[bytes, Session] = {}
+        self._past: dict[bytes, _Past] = {}
+        #: Connections that we opened and that are not sessions yet.
+        self.dials: dict[PeerLocator, Handshake] = {}
+        self.gifts = Gifts(self, limits)
+        self.turns: deque[Turn] = deque()
+        self._held_back: dict[int, deque[Turn]] = {}
+        self._finalised: deque[RemoteVow | Import] = deque()
+        self._settled: deque[tuple[Vow, list[Waiting]]] = deque()
+        self._settling = False
+        self._dirty: list[Session] = []
+        self._events: list[Callable[[], None]] = []
+
+    # Sessions
+
+    def is_own(self, location: PeerLocator) -> bool:
+        return location in self.own
+
+    def add_session(self, session: Session) -> None:
+        self.sessions[session.location] = session
+        self._by_id[session.id] = session
+
+    def remove_session(self, session: Session) -> None:
+        """The session has ended: forgets it, but for what handoffs may still need."""
+        if self.sessions.get(session.location) is session:
+            del self.sessions[session.location]
+        if self._by_id.pop(session.id, None) is not None:
+            if len(self._past) >= _MAX_PAST:
+                del self._past[next(iter(self._past))]
+            until = self.now() + self.limits.gift_life
+            self._past[session.id] = _Past(session.peer_id, session.peer_key, until)
+        self.gifts.session_ended(session.id)
+
+    def past_session(self, session_id: bytes) -> Session | _Past | None:
+        """The session with that id: live, or ended within the gift's life."""
+        return self._by_id.get(session_id) or self._past.get(session_id)
+
+    def is_live(self, session_id: bytes) -> bool:
+        return session_id in self._by_id
+
+    def dropped(self, handshake: Handshake) -> None:
+        """The dial lost to another connection."""
+        for location, dial in list(self.dials.items()):
+            if dial is handshake:
+                del self.dials[location]
+
+    def expire(self) -> None:
+        """Forgets what has waited too long. To be called every few seconds."""
+        now = self.now()
+        self.gifts.expire(now)
+        for session_id in [key for key, past in self._past.items() if past.until <= now]:
+            del self._past[session_id]
+
+    # Turns
+
+    def enqueue(
+        self, target: LocalTarget, args: list[object], answer: Vow | None, source: Session | None
+    ) -> None:
+        """A message for a local target: it is delivered in a later turn."""
+        turn = Turn(target, args, answer, source)
+        if source is not None:
+            turn.size = source.reading
+            source.queued_turns += 1
+            source.queued_bytes += turn.size
+        self.turns.append(turn)
+        if len(self.turns) == 1:
+            self.wake()
+
+    def run(self, most: int) -> int:
+        """Runs up to `most` turns; returns how many it ran."""
+        turns = self.turns
+        ran = 0
+        while turns and ran < most:
+            turn = turns.popleft()
+            if self._held_back:
+                waiting = self._held_back.get(id(turn.target))
+                if waiting is not None:
+                    waiting.append(turn)
+                    continue
+            ran += 1
+            source = turn.source
+            if source is not None:
+                source.queued_turns -= 1
+                source.queued_bytes -= turn.size
+            answer = turn.answer
+            try:
+                target = turn.target
+                result = target.call(turn.args) if isinstance(target, CoreTarget) else self.invoke(turn)
+            except Exception as error:
+                if answer is None:
+                    self.log_lost(error)
+                else:
+                    log.debug("a method raised", exc_info=error)
+                    answer.break_with(crossing(error))
+                continue
+            if result is not LATER and answer is not None:
+                answer.resolve(result)
+        return ran
+
+    def hold_back(self, target: LocalTarget) -> None:
+        """Messages to `target` wait from now until `go_on`: the one before has not begun yet."""
+        self._held_back[id(target)] = deque()
+
+    def go_on(self, target: LocalTarget) -> None:
+        waiting = self._held_back.pop(id(target))
+        if waiting:
+            waiting.reverse()
+            self.turns.extendleft(waiting)
+        if self.turns:
+            self.wake()
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to run, to release, to send or to tell now."""
+        return not (self.turns or self._finalised or self._dirty or self._events)
+
+    def settle(self, vow: Vow, waiting: list[Waiting]) -> None:
+        """Tells everything that waited on `vow`, in order, without recursion however long the chain."""
+        self._settled.append((vow, waiting))
+        if self._settling:
+            return
+        self._settling = True
+        try:
+            while self._settled:
+                vow, waiting = self._settled.popleft()
+                for item in waiting:
+                    item.settle(vow)
+        finally:
+            self._settling = False
+
+    def log_lost(self, error: BaseException) -> None:
+        """An error that nobody asked to be told."""
+        if isinstance(error, (RemoteError, OCapNError)):
+            log.warning("a message that wants no answer failed: %s", error)
+        else:
+            log.warning("a message that wants no answer failed", exc_info=error)
+
+    # Garbage
+
+    def finalised(self, item: RemoteVow | Import) -> None:
+        """A handle is gone. Called by finalisers, in any thread: only queues, and wakes the loop."""
+        self._finalised.append(item)
+        if len(self._finalised) == 1:
+            self.wake()
+
+    def collect(self) -> None:
+        """Releases what finalisers reported."""
+        finalised = self._finalised
+        while finalised:
+            finalised.popleft().release()
+
+    # Outbound
+
+    def dirty(self, session: Session) -> None:
+        """The session has something to send."""
+        self._dirty.append(session)
+        if len(self._dirty) == 1:
+            self.wake()
+
+    def event(self, tell: Callable[[], None]) -> None:
+        """Something that application code waits for has happened: `tell` is called once the turn is out."""
+        self._events.append(tell)
+        if len(self._events) == 1:
+            self.wake()
+
+    def take(self) -> TurnResult:
+        """What the turns since the last call have to show: commit, then send, then tell."""
+        result = TurnResult(self._dirty, self._events)
+        self._dirty = []
+        self._events = []
+        return result
+
+    def check(self) -> None:
+        """The invariants of every session, and those between them. Raises AssertionError."""
+        self.gifts.check()
+        for location, session in self.sessions.items():
+            assert session.location == location, "a session is kept under another location"
+            assert self._by_id.get(session.id) is session, "a session is not found by its id"
+            session.check()
+        assert len(self._by_id) == len(self.sessions), "a session is found by id alone"

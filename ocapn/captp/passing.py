@@ -1,0 +1,112 @@
+"""What may be passed, and the copy that a message between objects of one peer makes of it (Model specification).
+
+The encoder has the same rules; when it refuses a value, `check_passable` says where the value stands.
+"""
+
+from __future__ import annotations
+
+import io
+from types import (
+    BuiltinFunctionType,
+    BuiltinMethodType,
+    CoroutineType,
+    FunctionType,
+    GeneratorType,
+    MethodType,
+    ModuleType,
+)
+
+from ocapn.captp.delivery import LocalTarget, PromiseHandle, RefHandle
+from ocapn.codec.operations import Envelope
+from ocapn.codec.syrup import plain
+from ocapn.errors import NotPassable, RemoteError
+from ocapn.limits import Limits
+from ocapn.model.locators import PeerLocator, SturdyRef
+from ocapn.model.values import NullType, Symbol, Tagged
+
+_ATOMS = frozenset({bool, type(None), float, bytes, Symbol, NullType})
+
+
+def copy_passable(value: object, limits: Limits, path: str = "", depth: int = 0) -> object:
+    """A copy of `value` as its receiver gets it: containers are new, references and atoms are themselves.
+
+    Raises NotPassable, with the path from `path` to what cannot be passed.
+    """
+    kind = type(value)
+    if kind is str:
+        if not value.isascii():  # type: ignore[attr-defined]
+            _check_text(value, path)
+        return value
+    if kind is int:
+        if not -(1 << 63) <= value < 1 << 63:  # type: ignore[operator]
+            bound: int = 10**limits.integer_digits
+            if not -bound < value < bound:  # type: ignore[operator]
+                raise NotPassable(f"an integer of more than {limits.integer_digits} digits", path)
+        return value
+    if kind in _ATOMS or isinstance(value, (LocalTarget, RefHandle, PromiseHandle)):
+        return value
+    if kind is list or kind is tuple or kind is dict or kind is Tagged:
+        if depth >= limits.nesting:
+            raise NotPassable(f"nested more than {limits.nesting} deep", _short(path))
+        depth += 1
+        if kind is dict:
+            assert isinstance(value, dict)
+            copy: dict[str, object] = {}
+            for key, member in value.items():
+                if not isinstance(key, str):
+                    raise NotPassable(f"a struct's keys are strings, not {type(key).__name__}", path)
+                _check_text(key, path)
+                copy[str(key)] = copy_passable(member, limits, f"{path}[{key!r}]", depth)
+            return copy
+        if isinstance(value, Tagged):
+            _check_text(value.tag, path)
+            return Tagged(value.tag, copy_passable(value.value, limits, f"{path}.value", depth))
+        assert isinstance(value, (list, tuple))
+        return [copy_passable(member, limits, f"{path}[{i}]", depth) for i, member in enumerate(value)]
+    if isinstance(value, (str, int, float, bytes, list, tuple, dict, bytearray, memoryview)):
+        return copy_passable(plain(value), limits, path, depth)
+    if isinstance(value, RemoteError):
+        _check_text(value.message, path)
+        return value
+    if isinstance(value, (SturdyRef, PeerLocator, Envelope)):
+        return value
+    raise NotPassable(f"{describe(value)} cannot be passed", path)
+
+
+def copy_args(args: list[object], limits: Limits) -> list[object]:
+    """The arguments of a message, copied. Raises NotPassable with a path that begins at `args`."""
+    return [copy_passable(arg, limits, f"args[{i}]", 1) for i, arg in enumerate(args)]
+
+
+def _check_text(text: object, path: str) -> None:
+    assert isinstance(text, str)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise NotPassable("a string with a surrogate is not text", path) from None
+
+
+def _short(path: str) -> str:
+    return path if len(path) <= 80 else path[:40] + "…"
+
+
+def describe(value: object) -> str:
+    """What a value is, for people."""
+    if isinstance(value, io.IOBase):
+        return "an open file"
+    if isinstance(value, (FunctionType, BuiltinFunctionType, MethodType, BuiltinMethodType)):
+        return "a function (wrap it with ocapn.target)"
+    if isinstance(value, CoroutineType):
+        return "a coroutine (await it first)"
+    if isinstance(value, GeneratorType):
+        return "a generator (make a list of it)"
+    if isinstance(value, ModuleType):
+        return "a module"
+    if isinstance(value, (set, frozenset)):
+        return "a set (make a list of it)"
+    if isinstance(value, BaseException):
+        return f"an exception ({type(value).__name__}; raise it, or pass a RemoteError)"
+    if isinstance(value, type):
+        return f"a class ({value.__name__})"
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"

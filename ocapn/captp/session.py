@@ -1,0 +1,759 @@
+"""One CapTP session: messages in, messages out (CapTP specification, Operations).
+
+The facade of the core. `receive` takes the bytes of one message and raises RemoteProtocolError if the peer broke
+the protocol; the caller then ends the session with `abort`. What is to be sent collects in `outbound`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, final
+
+from ocapn.captp.delivery import (
+    BROKEN,
+    FULFILLED,
+    PENDING,
+    CoreTarget,
+    LocalTarget,
+    Message,
+    PromiseHandle,
+    RefHandle,
+    RemoteVow,
+    Selection,
+    Telling,
+    Vow,
+    broken,
+    crossing,
+    error_of,
+    select,
+)
+from ocapn.captp.handoff import DEPOSIT_GIFT, WITHDRAW_GIFT, Certificate, receive_give
+from ocapn.captp.tables import Export, Tables
+from ocapn.codec.operations import (
+    ANSWER,
+    EXPORT,
+    OBJECT,
+    OPERATIONS,
+    PROMISE,
+    Abort,
+    Deliver,
+    Descriptor,
+    Envelope,
+    Form,
+    GcAnswers,
+    GcExports,
+    Give,
+    Listen,
+    Select,
+    StartSession,
+    descriptor_bytes,
+    write_abort,
+    write_gc_answers,
+    write_gc_exports,
+    write_listen,
+    write_select,
+)
+from ocapn.codec.syrup import Decoder, Encoder
+from ocapn.crypto import SessionKey, public_id, session_id, sign_give
+from ocapn.errors import (
+    Aborted,
+    Backpressure,
+    Disconnected,
+    NotPassable,
+    OCapNError,
+    RemoteError,
+    RemoteProtocolError,
+    SessionEnded,
+)
+from ocapn.model.locators import PeerLocator
+from ocapn.model.values import Symbol, Tagged
+
+if TYPE_CHECKING:
+    from ocapn.captp.node import Node
+
+FETCH: Final = Symbol("fetch")
+FULFILL: Final = Symbol("fulfill")
+BREAK: Final = Symbol("break")
+_BOOTSTRAP: Final = descriptor_bytes(EXPORT, 0)
+#: GC messages are cut so that each stays well under any peer's frame limit.
+_GC_BATCH: Final = 1000
+
+Trace = Callable[[str, bytes], None]
+
+
+@final
+class Bootstrap(CoreTarget):
+    """The object at position 0 on our side of one session (CapTP specification, The bootstrap Object)."""
+
+    __slots__ = ("session",)
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def call(self, args: list[object]) -> object:
+        session = self.session
+        node = session.node
+        match args:
+            case [method, swiss] if method is FETCH:
+                found = node.swiss.get(swiss) if isinstance(swiss, bytes) else None
+                if found is None:
+                    raise RemoteError("no object has that swiss number")
+                return found
+            case [method, gift_id, gift] if method is DEPOSIT_GIFT:
+                node.gifts.deposit(session, gift_id, gift)
+                return None
+            case [method, envelope] if method is WITHDRAW_GIFT:
+                return node.gifts.withdraw(session, envelope).handle()
+        raise RemoteError("the bootstrap object takes fetch, deposit-gift and withdraw-gift")
+
+
+@final
+class _ResolverTarget(CoreTarget):
+    """A resolver of ours that the peer sent back as an argument: a target like any other."""
+
+    __slots__ = ("vow",)
+
+    def __init__(self, vow: RemoteVow) -> None:
+        self.vow = vow
+
+    def call(self, args: list[object]) -> object:
+        _resolve(self.vow, args)
+        return None
+
+
+def _resolve(vow: Vow, args: list[object]) -> None:
+    """A message to the resolver of `vow`: ['fulfill value] or ['break error]. Raises RemoteError."""
+    if len(args) == 2:
+        if args[0] is FULFILL:
+            if isinstance(vow, RemoteVow):
+                vow.told(args[1])
+            else:
+                vow.resolve(args[1])
+            return
+        if args[0] is BREAK:
+            vow.break_with(error_of(args[1]))
+            return
+    raise RemoteError("a resolver takes ['fulfill value] or ['break error]")
+
+
+class Session:
+    """The state of one session. `last_heard` is set by the caller when bytes arrive."""
+
+    __slots__ = (
+        "__weakref__",
+        "_bootstrap",
+        "_decoder",
+        "_encoder",
+        "_exported",
+        "_gc_answers",
+        "_gc_exports",
+        "_gifts",
+        "_handoff_count",
+        "_handoff_counts",
+        "_listed",
+        "_parts",
+        "_watchers",
+        "authenticated",
+        "bootstrap",
+        "counters",
+        "dialled",
+        "ended",
+        "form",
+        "held_bytes",
+        "held_messages",
+        "id",
+        "key",
+        "last_heard",
+        "location",
+        "node",
+        "on_end",
+        "outbound",
+        "outbox_bytes",
+        "outbox_frames",
+        "peer_id",
+        "peer_key",
+        "queued_bytes",
+        "queued_turns",
+        "reading",
+        "tables",
+        "trace",
+    )
+
+    def __init__(
+        self,
+        node: Node,
+        *,
+        key: SessionKey,
+        peer_key: bytes,
+        location: PeerLocator,
+        dialled: bool,
+        authenticated: bool,
+        form: Form,
+        now: float,
+    ) -> None:
+        self.node = node
+        self.key = key
+        self.peer_key = peer_key
+        self.peer_id = public_id(peer_key)
+        self.id = session_id(key.public_id, self.peer_id)
+        self.location = location
+        self.dialled = dialled
+        self.authenticated = authenticated
+        self.form = Form(form.old_deliver, form.old_gc, form.text_order)
+        self.last_heard = now
+        self.tables = Tables(node.limits)
+        self.bootstrap = _BOOTSTRAP
+        self.ended: SessionEnded | None = None
+        self.on_end: Callable[[SessionEnded], None] | None = None
+        self.trace: Trace | None = None
+        self.outbound: list[bytes] = []
+        self.outbox_frames = 0  # not yet written by the network, `outbound` included
+        self.outbox_bytes = 0
+        self.queued_turns = 0
+        self.queued_bytes = 0
+        self.held_messages = 0  # on promises of ours that are not resolved
+        self.held_bytes = 0
+        self.reading = 0  # size of the message being received
+        self.counters = [0, 0, 0, 0]  # messages and bytes received, messages and bytes sent
+        self._bootstrap = Bootstrap(self)
+        self._decoder = Decoder(node.limits, OPERATIONS)
+        self._encoder = Encoder(node.limits, self._write_reference, form.text_order)
+        self._exported: list[Export] = []  # by the message being encoded
+        self._gifts: list[tuple[RefHandle, bytes]] = []  # likewise
+        self._gc_exports: dict[int, int] = {}
+        self._gc_answers: list[int] = []
+        self._handoff_count = 0
+        self._handoff_counts: set[int] = set()
+        self._listed = False
+        self._watchers: list[Vow] = []
+        node.add_session(self)
+
+    def __repr__(self) -> str:
+        state = "live" if self.ended is None else f"ended: {self.ended.reason}"
+        return f"<Session with {self.location.uri}, {state}>"
+
+    # Receiving
+
+    def receive(self, data: bytes) -> None:
+        """One message. Raises RemoteProtocolError; SessionEnded (Aborted) if it is op:abort."""
+        counters = self.counters
+        counters[0] += 1
+        counters[1] += len(data)
+        if self.trace is not None:
+            self.trace("<-", data)
+        self.reading = len(data)
+        decoder = self._decoder
+        operation = decoder.decode(data)
+        if decoder.text_order and not self.form.text_order:
+            self.form.text_order = self._encoder.text_order = True
+        if type(operation) is Deliver:
+            self._receive_deliver(operation)
+        elif type(operation) is GcExports:
+            if operation.old_form:
+                self.form.old_gc = True
+            self.tables.returned(operation.positions, operation.deltas)
+        elif type(operation) is GcAnswers:
+            if operation.old_form:
+                self.form.old_gc = True
+            self.tables.answers_released(operation.positions)
+        elif type(operation) is Listen:
+            self._receive_listen(operation)
+        elif type(operation) is Select:
+            self._receive_select(operation)
+        elif type(operation) is Abort:
+            error = Aborted(operation.reason)
+            self._end(error)
+            raise error
+        elif type(operation) is StartSession:
+            raise RemoteProtocolError("op:start-session came a second time on this connection")
+        else:
+            raise AssertionError(f"no reader for {type(operation).__name__}")
+
+    def _receive_deliver(self, operation: Deliver) -> None:
+        if operation.old_form:
+            self.form.old_deliver = True
+        to = operation.to
+        position = to.position
+        args = operation.args
+        target: object
+        if to.kind == ANSWER:
+            target = self._answer_at(position)
+        elif position == 0:
+            target = self._bootstrap
+        else:
+            slot = self.tables.exports.get(position)
+            if slot is None:
+                raise RemoteProtocolError(
+                    f"a message to export {position}, which was never exported or is freed"
+                )
+            target = slot.value
+        if operation.references:
+            bootstrap = target is self._bootstrap
+            args = [self._incoming(arg, bootstrap) for arg in args]
+        answer: Vow | None = None
+        if operation.answer >= 0 or operation.resolver is not None:
+            answer = Vow(self.node)
+            if operation.answer >= 0:
+                self.tables.answer(operation.answer, answer)
+            if operation.resolver is not None:
+                self._tell_later(answer, operation.resolver)
+        if isinstance(target, LocalTarget):
+            self.node.enqueue(target, args, answer, self)
+        elif type(target) is RemoteVow and to.kind == EXPORT:
+            try:
+                _resolve(target, args)
+            except RemoteError as error:
+                self._failed(answer, error)
+            else:
+                if answer is not None:
+                    answer.resolve(None)
+        else:
+            vow = target._vow if isinstance(target, PromiseHandle) else target
+            assert isinstance(vow, Vow)
+            self._to_promise(vow.end(), Message(args, answer, self))
+
+    def _failed(self, answer: Vow | None, error: BaseException) -> None:
+        if answer is None:
+            self.node.log_lost(error)
+        else:
+            answer.break_with(error)
+
+    def _to_promise(self, vow: Vow, message: Message) -> None:
+        if vow.state == PENDING and not isinstance(vow, RemoteVow):
+            message.hold(self)
+            limits = self.node.limits
+            if self.held_messages > limits.queued_messages or self.held_bytes > limits.outbox_bytes:
+                raise RemoteProtocolError("too many messages to promises that are not resolved")
+        vow.add(message)
+
+    def _receive_listen(self, operation: Listen) -> None:
+        target = self._recipient(operation.to)
+        if isinstance(target, LocalTarget):
+            vow = Vow(self.node)
+            vow.resolve(target)
+        else:
+            vow = target.end()
+        self._tell_later(vow, operation.resolver)
+
+    def _receive_select(self, operation: Select) -> None:
+        receiver = self._recipient(operation.receiver)
+        answer = Vow(self.node)
+        self.tables.answer(operation.answer, answer)
+        if isinstance(receiver, LocalTarget):
+            try:
+                answer.resolve(select(receiver, operation.kind, operation.key))
+            except RemoteError as error:
+                answer.break_with(error)
+        else:
+            receiver.end().add(Selection(operation.kind, operation.key, answer))
+
+    def _tell_later(self, vow: Vow, resolver: Descriptor) -> None:
+        self.tables.import_resolver(resolver.position, resolver.kind == PROMISE)
+        vow.add(Telling(self, resolver.position))
+
+    def _answer_at(self, position: int) -> Vow:
+        vow = self.tables.answers.get(position)
+        if vow is None:
+            raise RemoteProtocolError(f"answer {position} was never asked for or is released")
+        return vow
+
+    def _recipient(self, to: Descriptor) -> LocalTarget | Vow:
+        """What a desc:export or desc:answer names."""
+        if to.kind == ANSWER:
+            return self._answer_at(to.position)
+        value = self._export_at(to.position)
+        return value._vow if isinstance(value, PromiseHandle) else value
+
+    def _export_at(self, position: int) -> LocalTarget | PromiseHandle:
+        if position == 0:
+            return self._bootstrap
+        slot = self.tables.exports.get(position)
+        if slot is None:
+            raise RemoteProtocolError(f"export {position} was never exported or is freed")
+        value = slot.value
+        return _ResolverTarget(value) if isinstance(value, RemoteVow) else value
+
+    def _incoming(self, value: object, certificates: bool) -> object:
+        """The value with references in place of descriptors; signed receives pass only to the bootstrap."""
+        kind = type(value)
+        if kind is str or kind is int or kind is bytes or kind is Symbol:
+            return value
+        if isinstance(value, Descriptor):
+            if value.kind == EXPORT:
+                return self._export_at(value.position)
+            if value.kind == ANSWER:
+                return self._answer_at(value.position).handle()
+            return self.tables.import_slot(self, value.position, value.kind == PROMISE).handle()
+        if isinstance(value, list):
+            return [self._incoming(item, certificates) for item in value]
+        if isinstance(value, dict):
+            return {key: self._incoming(item, certificates) for key, item in value.items()}
+        if isinstance(value, Tagged):
+            return Tagged(value.tag, self._incoming(value.value, certificates))
+        if isinstance(value, Envelope):
+            if isinstance(value.signed, Give):
+                return receive_give(self, value).handle()
+            if not certificates:
+                raise RemoteProtocolError("a desc:handoff-receive is for the bootstrap object alone")
+        return value
+
+    # Sending
+
+    def deliver(self, recipient: bytes, args: list[object], *, forwarded: bool = False) -> RemoteVow:
+        """Sends a message and asks for the answer. `recipient` is an encoded descriptor.
+
+        Raises SessionEnded, NotPassable, TooBusy, and Backpressure unless the message is `forwarded` for others.
+        """
+        self._may_send(forwarded)
+        tables = self.tables
+        if len(tables.questions) >= self.node.limits.answers:
+            raise Backpressure(f"{len(tables.questions)} answers are owed by the peer already")
+        encoded = self._encode_args(args)
+        position = tables.next_question
+        question = RemoteVow(self, ANSWER, position, b"<11'desc:answer%d+>" % position)
+        question.listening = True
+        try:
+            resolver = tables.export_resolver(question).position
+        except OCapNError:
+            self._undo()
+            raise
+        tables.next_question = position + 1
+        tables.questions[position] = question
+        self._send_encoded(
+            b"<10'op:deliver%b%b%d+<18'desc:import-object%d+>>" % (recipient, encoded, position, resolver)
+        )
+        return question
+
+    def deliver_only(self, recipient: bytes, args: list[object], *, forwarded: bool = False) -> None:
+        """Sends a message that wants no answer. Raises as `deliver`."""
+        self._may_send(forwarded)
+        encoded = self._encode_args(args)
+        if self.form.old_deliver:
+            self._send_encoded(b"<15'op:deliver-only%b%b>" % (recipient, encoded))
+        else:
+            self._send_encoded(b"<10'op:deliver%b%bff>" % (recipient, encoded))
+
+    def select(self, recipient: bytes, kind: int, key: str | int) -> RemoteVow:
+        """Asks for a part of what a promise of the peer becomes. Raises as `deliver`."""
+        self._may_send(False)
+        tables = self.tables
+        if len(tables.questions) >= self.node.limits.answers:
+            raise Backpressure(f"{len(tables.questions)} answers are owed by the peer already")
+        position = tables.next_question
+        message = write_select(self._encoder, kind, recipient, key, position)
+        question = RemoteVow(self, ANSWER, position, descriptor_bytes(ANSWER, position))
+        tables.next_question = position + 1
+        tables.questions[position] = question
+        self._send(message)
+        return question
+
+    def listen(self, vow: RemoteVow) -> None:
+        """Asks to be told what a promise of the peer becomes."""
+        if self.ended is not None:
+            vow.break_with(self.ended)
+            return
+        try:
+            resolver = self.tables.export_resolver(vow).position
+        except OCapNError as error:
+            vow.break_with(error)
+            return
+        self._send(write_listen(vow.kind, vow.position, resolver))
+
+    def tell(self, resolver: int, fulfilled: bool, value: object) -> None:
+        """Tells a resolver of the peer what the promise became, and returns the resolver."""
+        if self.ended is not None:
+            return
+        recipient = descriptor_bytes(EXPORT, resolver)
+        try:
+            if fulfilled:
+                self.deliver_only(recipient, [FULFILL, value], forwarded=True)
+            else:
+                assert isinstance(value, BaseException)
+                error = crossing(value)
+                reason = error if error.value is None else error.value
+                self.deliver_only(recipient, [BREAK, reason], forwarded=True)
+        except OCapNError as refused:
+            self.deliver_only(recipient, [BREAK, RemoteError(str(refused))], forwarded=True)
+        self.tables.resolver_used(resolver)
+        self._return(resolver, 1)
+
+    def _may_send(self, forwarded: bool) -> None:
+        if self.ended is not None:
+            raise self.ended
+        if not forwarded:
+            limits = self.node.limits
+            if self.outbox_frames >= limits.outbox_frames or self.outbox_bytes >= limits.outbox_bytes:
+                raise Backpressure(
+                    f"{self.outbox_frames} messages ({self.outbox_bytes} bytes) wait to be sent already"
+                )
+
+    def _encode_args(self, args: list[object]) -> bytes:
+        encoder = self._encoder
+        encoder.parts = parts = [b"["]
+        write = encoder.write
+        try:
+            for arg in args:
+                write(arg, 1)
+        except BaseException:
+            self._undo()
+            raise
+        parts.append(b"]")
+        encoded = b"".join(parts)
+        if len(encoded) > self.node.limits.frame - 256:
+            self._undo()
+            raise NotPassable(
+                f"the message has {len(encoded)} bytes, over the limit of {self.node.limits.frame}"
+            )
+        return encoded
+
+    def _undo(self) -> None:
+        """The message being encoded is not sent: what it exported was not."""
+        for slot in reversed(self._exported):
+            self.tables.drop_export(slot, 1)
+        self._exported.clear()
+        self._gifts.clear()
+
+    def _send_encoded(self, message: bytes) -> None:
+        """Sends a message made from `_encode_args`."""
+        if self._exported:
+            self._exported.clear()
+        if self._gifts:
+            gifts, self._gifts = self._gifts, []
+            for gift, gift_id in gifts:
+                slot = gift._import
+                slot.session.deliver_only(_BOOTSTRAP, [DEPOSIT_GIFT, gift_id, gift], forwarded=True)
+        self._send(message)
+
+    def _send(self, message: bytes) -> None:
+        counters = self.counters
+        counters[2] += 1
+        counters[3] += len(message)
+        if self.trace is not None:
+            self.trace("->", message)
+        self.outbound.append(message)
+        self.outbox_frames += 1
+        self.outbox_bytes += len(message)
+        if not self._listed:
+            self._listed = True
+            self.node.dirty(self)
+
+    def _write_reference(self, encoder: Encoder, value: object) -> None:
+        """Encodes a reference from the peer's point of view."""
+        if isinstance(value, PromiseHandle):
+            vow = value._vow.end()
+            if (
+                vow.state == PENDING
+                and isinstance(vow, RemoteVow)
+                and vow.session is self
+                and not vow.released
+            ):
+                encoder.parts.append(vow.recipient)
+                return
+            if vow.state != FULFILLED or not isinstance(vow.value, (LocalTarget, RefHandle)):
+                self._export(encoder, vow.handle(), id(vow), PROMISE)
+                return
+            value = vow.value
+        if isinstance(value, RefHandle):
+            slot = value._import
+            session = slot.session
+            if session is self:
+                encoder.parts.append(slot.recipient)
+            elif session.ended is not None:
+                vow = broken(self.node, session.ended)
+                self._export(encoder, vow.handle(), id(vow), PROMISE)
+            else:
+                gift_id = self.node.random(32)
+                give = sign_give(session.key, self.peer_key, session.location, session.id, gift_id)
+                self._gifts.append((value, gift_id))
+                encoder.parts.append(give)
+        elif isinstance(value, _ResolverTarget):
+            self._export(encoder, value, id(value.vow), OBJECT)
+        elif isinstance(value, LocalTarget):
+            if value is self._bootstrap:
+                encoder.parts.append(descriptor_bytes(OBJECT, 0))
+            else:
+                self._export(encoder, value, id(value), OBJECT)
+        elif isinstance(value, Certificate):
+            encoder.parts.append(value.wire)
+        else:
+            raise NotPassable(f"a {type(value).__name__} cannot be passed")
+
+    def _export(self, encoder: Encoder, value: LocalTarget | PromiseHandle, key: int, kind: int) -> None:
+        slot = self.tables.export(value, key)
+        slot.count += 1
+        self._exported.append(slot)
+        encoder.parts.append(descriptor_bytes(kind, slot.position))
+
+    # Handoffs
+
+    def next_handoff_count(self) -> int:
+        self._handoff_count += 1
+        return self._handoff_count - 1
+
+    def use_handoff_count(self, count: int) -> bool:
+        """Whether the peer had not used `count` before."""
+        if count in self._handoff_counts:
+            return False
+        self._handoff_counts.add(count)
+        return True
+
+    # Garbage
+
+    def release_answer(self, question: RemoteVow) -> None:
+        """An answer we asked for is not needed any more, as a place to send to."""
+        if self.tables.questions.pop(question.position, None) is not None and self.ended is None:
+            self._gc_answers.append(question.position)
+            self._list()
+
+    def release_import(self, position: int) -> None:
+        """Nobody here holds the import any more."""
+        slot = self.tables.imports.pop(position, None)
+        if slot is not None:
+            self._return(position, slot.count)
+
+    def _return(self, position: int, count: int) -> None:
+        if position and self.ended is None:  # the bootstrap object is never returned
+            self._gc_exports[position] = self._gc_exports.get(position, 0) + count
+            self._list()
+
+    def _list(self) -> None:
+        if not self._listed:
+            self._listed = True
+            self.node.dirty(self)
+
+    def take(self) -> list[bytes]:
+        """What is to be sent, in order; garbage collection last, in as few messages as possible."""
+        self._listed = False
+        if self.ended is None:
+            if self._gc_exports:
+                gone, self._gc_exports = self._gc_exports, {}
+                positions = list(gone)
+                for i in range(0, len(positions), _GC_BATCH):
+                    some = positions[i : i + _GC_BATCH]
+                    self._send(write_gc_exports(some, [gone[position] for position in some], self.form))
+            if self._gc_answers:
+                answers, self._gc_answers = self._gc_answers, []
+                for i in range(0, len(answers), _GC_BATCH):
+                    self._send(write_gc_answers(answers[i : i + _GC_BATCH], self.form))
+            self._listed = False
+        taken = self.outbound
+        self.outbound = []
+        return taken
+
+    def written(self, frames: int, size: int) -> None:
+        """The network has taken that much of what `take` returned."""
+        self.outbox_frames -= frames
+        self.outbox_bytes -= size
+
+    @property
+    def overflown(self) -> bool:
+        """Whether so much waits that the session must end: its peer does not read."""
+        limits = self.node.limits
+        return self.outbox_frames >= 2 * limits.outbox_frames or self.outbox_bytes >= 2 * limits.outbox_bytes
+
+    # Ends
+
+    def abort(self, reason: str) -> None:
+        """Ends the session with op:abort."""
+        if self.ended is None:
+            self._send(write_abort(reason))
+            self._end(SessionEnded(reason))
+
+    def disconnected(self, reason: str) -> None:
+        """The connection is gone."""
+        if self.ended is None:
+            self._end(Disconnected(reason))
+
+    def _end(self, error: SessionEnded) -> None:
+        """Breaks what the peer owes, and lets go of what it held."""
+        self.ended = error
+        self.node.remove_session(self)
+        tables = self.tables
+        owed: list[Vow] = list(tables.questions.values())
+        owed.extend(slot.vow for slot in tables.imports.values() if slot.vow is not None)
+        owed.extend(slot.value for slot in tables.exports.values() if isinstance(slot.value, RemoteVow))
+        for vow in owed:
+            vow.break_with(error)
+        watchers, self._watchers = self._watchers, []
+        for vow in watchers:
+            vow.resolve(error)
+        self.tables = Tables(self.node.limits)
+        self._gc_exports.clear()
+        self._gc_answers.clear()
+        if self.on_end is not None:
+            self.on_end(error)
+
+    def watch(self) -> Vow:
+        """A vow that is fulfilled with the error when the session ends."""
+        vow = Vow(self.node)
+        if self.ended is None:
+            self._watchers.append(vow)
+        else:
+            vow.resolve(self.ended)
+        return vow
+
+    # For people
+
+    def stats(self) -> dict[str, int]:
+        """Counts of messages and bytes, and the sizes of the tables."""
+        messages_in, bytes_in, messages_out, bytes_out = self.counters
+        deposited, withdrawing = self.node.gifts.counts(self.id)
+        return {
+            "messages_received": messages_in,
+            "bytes_received": bytes_in,
+            "messages_sent": messages_out,
+            "bytes_sent": bytes_out,
+            "outbox_messages": self.outbox_frames,
+            "outbox_bytes": self.outbox_bytes,
+            "turns_waiting": self.queued_turns,
+            "messages_on_promises": self.held_messages,
+            "gifts_waiting": deposited,
+            "withdrawals_waiting": withdrawing,
+            **self.tables.sizes(),
+        }
+
+    def check(self) -> None:
+        """Raises AssertionError naming the first invariant of the session that does not hold."""
+        tables = self.tables
+        tables.check()
+        assert not self._exported, "exports of a message that was not sent are counted"
+        assert not self._gifts, "gifts of a message that was not sent are kept"
+        assert self.outbox_frames >= len(self.outbound), "the outbox is miscounted"
+        assert self.queued_turns >= 0, "turns are miscounted"
+        assert self.queued_bytes >= 0, "bytes of turns are miscounted"
+        assert self.held_messages >= 0, "messages on promises are miscounted"
+        for position in self._gc_exports:
+            assert position not in tables.exports or position, "gc of position 0"
+        if self.ended is not None:
+            assert not any(tables.sizes().values()), "an ended session keeps references"
+
+    def dump(self) -> dict[str, object]:
+        """Every slot, readable, without secrets."""
+        tables = self.tables
+        return {
+            "peer": self.location.uri,
+            "state": "live" if self.ended is None else f"ended: {self.ended.reason}",
+            "exports": {
+                position: {"count": slot.count, "is": _describe(slot.value)}
+                for position, slot in sorted(tables.exports.items())
+            },
+            "imports": {
+                position: {"count": slot.count, "is": "promise" if slot.vow is not None else "object"}
+                for position, slot in sorted(tables.imports.items())
+            },
+            "questions": {position: _vow_state(vow) for position, vow in sorted(tables.questions.items())},
+            "answers": {position: _vow_state(vow) for position, vow in sorted(tables.answers.items())},
+        }
+
+
+def _vow_state(vow: Vow) -> str:
+    end = vow.end()
+    return {PENDING: "pending", FULFILLED: "fulfilled", BROKEN: "broken"}[end.state]
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, RemoteVow):
+        return f"resolver of answer {value.position}" if value.kind == ANSWER else "resolver of a promise"
+    if isinstance(value, PromiseHandle):
+        return f"promise, {_vow_state(value._vow)}"
+    return type(value).__name__

@@ -1,0 +1,242 @@
+"""The four tables of a session, and their counts (CapTP specification, op:gc-exports, op:gc-answers).
+
+    exports    what the peer may name: objects, promises and resolvers of ours, by positions we chose
+    imports    what the peer exported and somebody here still holds, by positions the peer chose
+    questions  answers that we asked for and have not released, by positions we chose
+    answers    answers that the peer asked for and has not released, by positions the peer chose
+
+Invariants (`check`): an export's count is how often it was sent less what the peer returned, and above zero; an
+import's count is how often it came since the last return; positions of exports and questions are never used
+twice and are below the next one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from weakref import ref as weakref
+
+from ocapn.captp.delivery import LocalTarget, PromiseHandle, RefHandle, RemoteVow, Vow
+from ocapn.codec.operations import EXPORT, descriptor_bytes
+from ocapn.errors import RemoteProtocolError, TooBusy
+from ocapn.limits import MAX_POSITION, Limits
+
+if TYPE_CHECKING:
+    from ocapn.captp.session import Session
+
+#: What stands in the exports table: a target of ours, a promise (by its handle), or a question, which is there
+#: as the resolver of its own answer.
+Exported = LocalTarget | PromiseHandle | RemoteVow
+
+
+class Import:
+    """An object or promise that the peer exported. `vow` is set for a promise."""
+
+    __slots__ = ("_handle", "count", "position", "recipient", "session", "vow")
+
+    def __init__(self, session: Session, position: int, promise: bool) -> None:
+        self.session = session
+        self.position = position
+        self.recipient = descriptor_bytes(EXPORT, position)
+        self.count = 0
+        self.vow = RemoteVow(session, EXPORT, position, self.recipient) if promise else None
+        self._handle: weakref[RefHandle] | None = None
+
+    def handle(self) -> RefHandle | PromiseHandle:
+        """The application's end: one object as long as somebody holds it."""
+        if self.vow is not None:
+            return self.vow.handle()
+        handle = None if self._handle is None else self._handle()
+        if handle is None:
+            handle = self.session.node.make_ref(self)
+            self._handle = weakref(handle)
+        return handle
+
+    @property
+    def held(self) -> bool:
+        if self.vow is not None:
+            return self.vow.held
+        return self._handle is not None and self._handle() is not None
+
+    def release(self) -> None:
+        """The handle was finalised: returns the object, unless a new handle was made since."""
+        if not self.held and self.session.tables.imports.get(self.position) is self:
+            self.session.release_import(self.position)
+
+
+class Export:
+    """Something of ours that the peer holds `count` times."""
+
+    __slots__ = ("count", "key", "position", "promise", "value")
+
+    def __init__(self, position: int, value: Exported, key: int, promise: bool) -> None:
+        self.position = position
+        self.value = value
+        self.key = key  # identity under which it was exported, 0 for a resolver
+        self.promise = promise
+        self.count = 0
+
+
+class Tables:
+    """Slots and counts of one session. Methods that take what the peer sent raise RemoteProtocolError."""
+
+    __slots__ = (
+        "_export_of",
+        "_limits",
+        "_resolvers",
+        "answers",
+        "exports",
+        "imports",
+        "next_export",
+        "next_question",
+        "questions",
+    )
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.exports: dict[int, Export] = {}
+        self._export_of: dict[int, Export] = {}
+        self.imports: dict[int, Import] = {}
+        self.questions: dict[int, RemoteVow] = {}
+        self.answers: dict[int, Vow] = {}
+        #: Resolvers of the peer that are still to be told: position to twice the count, plus one for a promise.
+        self._resolvers: dict[int, int] = {}
+        self.next_export = 1  # 0 is the bootstrap object
+        self.next_question = 1  # deployed peers refuse answer 0 in places
+
+    @property
+    def slots(self) -> int:
+        return len(self.exports) + len(self.imports) + len(self._resolvers)
+
+    # Exports
+
+    def export(self, value: LocalTarget | PromiseHandle, key: int) -> Export:
+        """The slot under which `value` is exported; its count is the caller's to raise."""
+        slot = self._export_of.get(key)
+        if slot is None:
+            slot = self._new_export(value, key, isinstance(value, PromiseHandle))
+            self._export_of[key] = slot
+        return slot
+
+    def export_resolver(self, vow: RemoteVow) -> Export:
+        """A slot for the resolver of an answer that the peer is about to be asked for, sent once."""
+        slot = self._new_export(vow, 0, False)
+        slot.count = 1
+        return slot
+
+    def _new_export(self, value: Exported, key: int, promise: bool) -> Export:
+        if self.slots >= self._limits.slots:
+            raise TooBusy(f"the session holds {self._limits.slots} references, its limit")
+        position = self.next_export
+        self.next_export = position + 1
+        slot = self.exports[position] = Export(position, value, key, promise)
+        return slot
+
+    def drop_export(self, slot: Export, count: int) -> None:
+        """Takes `count` off the slot's count; at zero it is freed."""
+        slot.count -= count
+        if slot.count <= 0:
+            del self.exports[slot.position]
+            if slot.key:
+                del self._export_of[slot.key]
+
+    def returned(self, positions: list[int], deltas: list[int]) -> None:
+        """The peer returned what it held (op:gc-exports)."""
+        for position, delta in zip(positions, deltas, strict=True):
+            if position == 0:
+                continue  # the bootstrap object is never freed
+            slot = self.exports.get(position)
+            if slot is None:
+                raise RemoteProtocolError(f"gc of export {position}, which was never exported or is freed")
+            if delta < 1 or delta > slot.count:
+                raise RemoteProtocolError(
+                    f"gc of export {position} by {delta}, which the peer holds {slot.count} times"
+                )
+            self.drop_export(slot, delta)
+
+    # Imports
+
+    def import_slot(self, session: Session, position: int, promise: bool) -> Import:
+        """The slot for what arrived as desc:import-object or -promise, counted."""
+        slot = self.imports.get(position)
+        if slot is None:
+            if self.slots >= self._limits.slots:
+                raise RemoteProtocolError(f"more than {self._limits.slots} references in one session")
+            slot = self.imports[position] = Import(session, position, promise)
+            known = self._resolvers.get(position)
+            if known is not None and known & 1 != promise:
+                raise RemoteProtocolError(f"import {position} was sent as an object and as a promise")
+        elif (slot.vow is not None) != promise:
+            raise RemoteProtocolError(f"import {position} was sent as an object and as a promise")
+        if slot.count >= MAX_POSITION:
+            raise RemoteProtocolError(f"import {position} was sent 2^63 times")
+        slot.count += 1
+        return slot
+
+    def import_resolver(self, position: int, promise: bool) -> None:
+        """Counts a resolver that arrived as resolve-me: used once, then returned, never held by anybody."""
+        resolvers = self._resolvers
+        known = resolvers.get(position)
+        slot = self.imports.get(position)
+        if (known is not None and known & 1 != promise) or (
+            slot is not None and (slot.vow is not None) != promise
+        ):
+            raise RemoteProtocolError(f"import {position} was sent as an object and as a promise")
+        if known is None:
+            if self.slots >= self._limits.slots:
+                raise RemoteProtocolError(f"more than {self._limits.slots} references in one session")
+            known = int(promise)
+        resolvers[position] = known + 2
+
+    def resolver_used(self, position: int) -> None:
+        left = self._resolvers[position] - 2
+        if left >= 2:
+            self._resolvers[position] = left
+        else:
+            del self._resolvers[position]
+
+    # Answers
+
+    def answer(self, position: int, vow: Vow) -> None:
+        """The peer asks for an answer at `position`."""
+        if position in self.answers:
+            raise RemoteProtocolError(f"answer {position} is asked for twice")
+        if len(self.answers) >= self._limits.answers:
+            raise RemoteProtocolError(f"more than {self._limits.answers} answers held in one session")
+        self.answers[position] = vow
+
+    def answers_released(self, positions: list[int]) -> None:
+        """The peer gave up answers (op:gc-answers)."""
+        for position in positions:
+            if self.answers.pop(position, None) is None:
+                raise RemoteProtocolError(
+                    f"gc of answer {position}, which was never asked for or is released"
+                )
+
+    def check(self) -> None:
+        """Raises AssertionError naming the first invariant that does not hold."""
+        for position, slot in self.exports.items():
+            assert slot.position == position, f"export {position} stands under another position"
+            assert 0 < position < self.next_export, f"export {position} was never allocated"
+            assert slot.count > 0, f"export {position} is kept with count {slot.count}"
+            if slot.key:
+                assert self._export_of.get(slot.key) is slot, f"export {position} is not found by its object"
+        for key, slot in self._export_of.items():
+            assert self.exports.get(slot.position) is slot, f"freed export {slot.position} is still found"
+            assert slot.key == key, f"export {slot.position} is found by another object"
+        for position, held in self.imports.items():
+            assert held.position == position, f"import {position} stands under another position"
+            assert held.count > 0, f"import {position} is kept with count {held.count}"
+        for position, question in self.questions.items():
+            assert question.position == position, f"question {position} stands under another position"
+            assert 0 < position < self.next_question, f"question {position} was never asked"
+            assert not question.released, f"question {position} is kept though released"
+        assert all(count >= 2 for count in self._resolvers.values()), "a resolver is kept with count 0"
+
+    def sizes(self) -> dict[str, int]:
+        return {
+            "exports": len(self.exports),
+            "imports": len(self.imports),
+            "questions": len(self.questions),
+            "answers": len(self.answers),
+            "resolvers": len(self._resolvers),
+        }

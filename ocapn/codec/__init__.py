@@ -1,0 +1,1 @@
+"""Bytes to messages and back: framing, Syrup, and the records of CapTP."""

@@ -1,0 +1,142 @@
+"""Where one message ends and the next begins in a stream of bytes (wire.md, Netlayers).
+
+Three framings are in use: none (`bare`: one Syrup record after another), Syrup byte strings
+(`<length>:<message>`), and netstrings (`<length>:<message>,`). A reader tells them apart: a bare message
+begins with `<`, a framed one with a digit, and a comma after the first frame makes it a netstring.
+"""
+
+from __future__ import annotations
+
+from typing import Final, final
+
+from ocapn.codec.syrup import Decoder
+from ocapn.errors import RemoteProtocolError
+from ocapn.limits import Limits
+
+BARE: Final = "none"
+SYRUP: Final = "syrup"
+NETSTRING: Final = "netstring"
+FRAMINGS: Final = (BARE, SYRUP, NETSTRING)
+
+#: Deployed peers take each read of an unframed connection for whole messages, of at most this size.
+BARE_WRITE: Final = 16 << 10
+
+
+@final
+class Framer:
+    """Cuts a stream into messages, and frames what is sent. `framing` is None until it is known.
+
+    `max_message` may be raised at any time: it is small until the peer has authenticated.
+    """
+
+    __slots__ = ("_bare", "_buffer", "_failure", "_length", "_limits", "_undecided", "framing", "max_message")
+
+    def __init__(self, limits: Limits, framing: str | None = None, max_message: int | None = None) -> None:
+        if framing is not None and framing not in FRAMINGS:
+            raise ValueError(f"no framing is called {framing!r}; there are {', '.join(FRAMINGS)}")
+        self._limits = limits
+        self.max_message = limits.frame if max_message is None else max_message
+        self.framing = framing
+        self._undecided = framing is None  # whether a comma may still turn `syrup` into `netstring`
+        self._buffer = bytearray()
+        self._bare: Decoder | None = None
+        self._failure: RemoteProtocolError | None = None
+        self._length = -1  # of the frame being read, -1 before its head is whole
+
+    def feed(self, data: bytes) -> None:
+        """Appends what arrived."""
+        if self._bare is not None:
+            self._bare.feed(data)
+            return
+        buffer = self._buffer
+        buffer += data
+        if self.framing is None and buffer and buffer[0] == 60:
+            self.framing = BARE
+        if self.framing == BARE:
+            self._bare = Decoder(self._limits)
+            self._bare.feed(bytes(buffer))
+            buffer.clear()
+
+    def take(self, most: int) -> list[bytes]:
+        """Up to `most` whole messages. Raises RemoteProtocolError once those before the error are taken."""
+        if self._failure is not None:
+            raise self._failure
+        messages: list[bytes] = []
+        try:
+            if self._bare is not None:
+                self._take_records(self._bare, most, messages)
+            else:
+                self._take_frames(most, messages)
+        except RemoteProtocolError as error:
+            self._failure = error
+            if not messages:
+                raise
+        return messages
+
+    def _take_records(self, decoder: Decoder, most: int, messages: list[bytes]) -> None:
+        while decoder.pending and len(messages) < most:
+            found = decoder.next_value()
+            if found is None:
+                if decoder.needed > self.max_message:
+                    raise self._too_long()
+                return
+            if len(found[1]) > self.max_message:
+                raise self._too_long()
+            messages.append(found[1])
+
+    def _take_frames(self, most: int, messages: list[bytes]) -> None:
+        buffer = self._buffer
+        size = len(buffer)
+        pos = 0
+        while pos < size:
+            if self._undecided and self.framing is not None:
+                # The byte after the first frame: a comma, or the head of the second.
+                self._undecided = False
+                if buffer[pos] == 44:
+                    self.framing = NETSTRING
+                    pos += 1
+                    continue
+            if len(messages) >= most:
+                break
+            if self._length < 0:
+                colon = buffer.find(b":", pos, pos + 20)
+                head = bytes(buffer[pos : colon if colon >= 0 else min(size, pos + 20)])
+                if not head.isdigit() or (head[0] == 48 and len(head) > 1):
+                    raise RemoteProtocolError("a frame begins with its length in decimal digits and a colon")
+                if len(head) > 18 or int(head) > self.max_message:
+                    raise self._too_long()
+                if colon < 0:
+                    break
+                self._length = int(head)
+                pos = colon + 1
+                if self._length == 0:
+                    raise RemoteProtocolError("an empty frame holds no message")
+            end = pos + self._length
+            tail = 1 if self.framing == NETSTRING else 0
+            if end + tail > size:
+                break
+            if tail and buffer[end] != 44:
+                raise RemoteProtocolError("a netstring ends with a comma")
+            messages.append(bytes(buffer[pos:end]))
+            pos = end + tail
+            self._length = -1
+            if self.framing is None:
+                self.framing = SYRUP  # unless the byte after this frame turns out to be a comma
+        del buffer[:pos]
+
+    def _too_long(self) -> RemoteProtocolError:
+        return RemoteProtocolError(f"a message of more than {self.max_message} bytes")
+
+    @property
+    def pending(self) -> int:
+        """Bytes of an unfinished message that have arrived, with its frame's head."""
+        if self._bare is not None:
+            return self._bare.pending
+        return len(self._buffer) + (len(b"%d:" % self._length) if self._length >= 0 else 0)
+
+    def frame(self, messages: list[bytes]) -> bytes:
+        """The bytes that carry `messages`, in the connection's framing; Syrup frames until it is known."""
+        if self.framing == BARE:
+            return b"".join(messages)
+        tail = b"," if self.framing == NETSTRING else b""
+        return b"".join([b"%d:%b%b" % (len(message), message, tail) for message in messages])

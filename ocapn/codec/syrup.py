@@ -1,0 +1,644 @@
+"""Syrup: one value, one encoding (Notation specification, concrete representation).
+
+The decoder is a loop with a stack of its own, so nesting cannot exhaust Python's, and it keeps its place when
+bytes run out, so a value that arrives in pieces is read once. It builds each record with the constructor that
+`Records` names for its label, in the same pass; `ocapn.codec.operations` has those of CapTP.
+
+The module is written to be compiled as it stands: plain classes with slots, no dynamic attributes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from struct import Struct as _Packer
+from typing import Final, final
+
+from ocapn.errors import DecodeError, NotPassable, RemoteError
+from ocapn.limits import Limits
+from ocapn.model.locators import PeerLocator, SturdyRef
+from ocapn.model.values import NullType, Symbol, Tagged
+
+_DOUBLE: Final = _Packer(">d")
+_NAN: Final = bytes.fromhex("7ff8000000000000")
+_LIST: Final = 0
+_RECORD: Final = 1
+_STRUCT: Final = 2
+_TOP: Final = 3
+_CLOSERS: Final = ("]", ">", "}")
+#: A length has at most this many digits: 10^18 is beyond any limit on frames.
+_LENGTH_DIGITS: Final = 18
+
+
+@final
+class Record:
+    """A record whose label the decoder was given no constructor for. Not a passable value."""
+
+    __slots__ = ("fields", "label")
+
+    def __init__(self, label: Symbol, fields: list[object]) -> None:
+        self.label = label
+        self.fields = fields
+
+    def __repr__(self) -> str:
+        return f"Record({self.label.name!r}, {self.fields!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Record) and self.label is other.label and self.fields == other.fields
+
+    __hash__ = None  # type: ignore[assignment]  # how Python spells "unhashable"
+
+
+#: A constructor gets the record with its label first, and the decoder, whose `raw()` is the record's bytes.
+#: It raises DecodeError, or ValueError with the rule that was broken.
+Constructor = Callable[[list[object], "Decoder"], object]
+
+
+@final
+class Records:
+    """Constructors by label: `messages` for the outermost record, `values` for those inside it."""
+
+    __slots__ = ("messages", "values")
+
+    def __init__(
+        self,
+        messages: dict[Symbol, Constructor] | None,
+        values: dict[Symbol, Constructor] | None,
+    ) -> None:
+        self.messages = messages
+        self.values = values
+
+
+#: Every record as it stands: for tools that print Syrup, not for CapTP.
+ANY_RECORD: Final = Records(None, None)
+
+#: Symbols that arrived, by their bytes: saves decoding and interning the common ones. Bounded below.
+_symbols: dict[bytes, Symbol] = {}
+_MAX_SYMBOLS: Final = 2048
+#: Symbols whose names have more bytes are not kept, so that a peer cannot fill the caches with long ones.
+_MAX_SYMBOL_BYTES: Final = 64
+
+
+def _digits(limits: Limits) -> int:
+    """How many decimal digits an integer may have: what the limits say, if Python converts as many."""
+    return min(limits.integer_digits, sys.get_int_max_str_digits() or limits.integer_digits)
+
+
+@final
+class Decoder:
+    """Decodes values from a buffer that grows (`feed`), or from whole messages (`decode`).
+
+    `text_order` becomes true once a struct arrived whose keys are in the order of their text and not in
+    Syrup's (wire.md, Struct keys); `references` counts the descriptors built for the current value.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_depth_limit",
+        "_digit_limit",
+        "_failure",
+        "_items",
+        "_kind",
+        "_need",
+        "_pos",
+        "_quick_digits",
+        "_record_start",
+        "_records",
+        "_stack",
+        "_start",
+        "_text_order_allowed",
+        "references",
+        "text_order",
+    )
+
+    def __init__(
+        self, limits: Limits, records: Records = ANY_RECORD, text_order_allowed: bool = True
+    ) -> None:
+        self._depth_limit = limits.nesting
+        self._digit_limit = _digits(limits)
+        self._quick_digits = min(8, self._digit_limit)
+        self._records = records
+        self._text_order_allowed = text_order_allowed
+        self.text_order = False
+        self.references = 0
+        self._buffer: bytes | bytearray = b""
+        self._pos = 0
+        self._need = 1
+        self._start = 0
+        self._kind: int = _TOP
+        self._items: list[object] = []
+        self._stack: list[tuple[int, list[object], int]] = []
+        self._record_start = 0
+        self._failure: DecodeError | None = None
+
+    # Whole messages
+
+    def decode(self, data: bytes) -> object:
+        """The one value that `data` encodes. Raises DecodeError, also when bytes are missing or left over."""
+        self._buffer = data
+        self._pos = 0
+        self.references = 0
+        self._kind = _TOP
+        items: list[object] = []
+        self._items = items
+        if self._stack:
+            self._stack = []
+        if not self._parse():
+            if not data:
+                raise DecodeError("there is nothing: a message has at least one byte", 0)
+            raise DecodeError("the message ends inside a value", len(data))
+        if self._pos != len(data):
+            raise DecodeError("bytes are left over after the value", self._pos)
+        return items[0]
+
+    # A growing buffer
+
+    def feed(self, data: bytes) -> None:
+        """Appends what arrived."""
+        if not isinstance(self._buffer, bytearray):
+            self._buffer = bytearray()
+        self._buffer += data
+
+    def next_value(self) -> tuple[object, bytes] | None:
+        """The next whole value with its bytes, or None until more is fed.
+
+        Raises DecodeError, and from then on the same one: nothing after the malformed bytes is a value.
+        """
+        if self._failure is not None:
+            raise self._failure
+        buffer = self._buffer
+        if len(buffer) < self._need:
+            return None
+        if self._kind == _TOP:
+            self.references = 0
+        try:
+            if not self._parse():
+                return None
+        except DecodeError as error:
+            self._failure = error
+            raise
+        end = self._pos
+        value = self._items.pop()
+        raw = bytes(buffer[:end])
+        del buffer[:end]  # type: ignore[union-attr]  # `feed` made it a bytearray
+        self._pos = 0
+        self._need = 1
+        return value, raw
+
+    @property
+    def pending(self) -> int:
+        """Bytes held that are not yet part of a whole value."""
+        return len(self._buffer)
+
+    @property
+    def needed(self) -> int:
+        """How many bytes, from the start of the value, the decoder wants before it can go on."""
+        return self._need
+
+    def raw(self) -> bytes:
+        """The encoding of the record being constructed, exactly as it arrived."""
+        return bytes(self._buffer[self._record_start : self._pos])
+
+    # The loop
+
+    def _parse(self) -> bool:
+        """Reads on until a value is whole (True) or the buffer ends (False, with the place kept)."""
+        buffer = self._buffer
+        end = len(buffer)
+        pos = self._pos
+        items = self._items
+        kind = self._kind
+        stack = self._stack
+        quick = self._quick_digits
+        while True:
+            if pos >= end:
+                need = pos + 1
+                break
+            start = pos
+            c = buffer[pos]
+            pos += 1
+            if 48 <= c <= 57:  # a number: an integer, or the length of what follows
+                n = c - 48
+                while pos < end:
+                    d = buffer[pos]
+                    if 48 <= d <= 57:
+                        n = n * 10 + d - 48
+                        pos += 1
+                        if pos - start > 8:
+                            break
+                    else:
+                        break
+                if pos - start > quick:
+                    pos = self._long_number(start, pos, end)
+                    if pos < end:
+                        d = buffer[pos]
+                        if d == 43 or d == 45:
+                            if pos - start > self._digit_limit:
+                                raise DecodeError(self._too_many_digits(), start)
+                        elif pos - start > _LENGTH_DIGITS:
+                            raise DecodeError("a length beyond every limit", start)
+                        n = int(buffer[start:pos])
+                if pos >= end:
+                    pos = start
+                    need = end + 1
+                    break
+                if c == 48 and pos - start > 1:
+                    raise DecodeError("a number begins with a zero that is not needed", start)
+                pos += 1
+                if d == 43:  # +
+                    value: object = n
+                elif d == 45:  # -
+                    if n == 0:
+                        raise DecodeError("zero has no negative form", start)
+                    value = -n
+                else:
+                    stop = pos + n
+                    if d != 34 and d != 39 and d != 58:
+                        raise DecodeError("a number is followed by + - \" ' or :", pos - 1)
+                    if stop > end:
+                        pos = start
+                        need = stop
+                        break
+                    if d == 34:  # "
+                        try:
+                            value = buffer[pos:stop].decode()
+                        except UnicodeDecodeError:
+                            raise DecodeError("a string is not well-formed UTF-8", start) from None
+                    elif d == 39:  # '
+                        raw = bytes(buffer[pos:stop])
+                        symbol = _symbols.get(raw)
+                        value = self._symbol(raw, start) if symbol is None else symbol
+                    else:  # :
+                        value = bytes(buffer[pos:stop])
+                    pos = stop
+            elif c == 60 or c == 91 or c == 123:  # < [ {
+                if len(stack) >= self._depth_limit:
+                    raise DecodeError(f"nested more than {self._depth_limit} deep", start)
+                stack.append((kind, items, self._start))
+                self._start = start
+                items = []
+                kind = _RECORD if c == 60 else _LIST if c == 91 else _STRUCT
+                continue
+            elif c == 62 or c == 93 or c == 125:  # > ] }
+                if kind == _TOP or (c == 62) != (kind == _RECORD) or (c == 93) != (kind == _LIST):
+                    raise DecodeError("closes what is not open", start)
+                if kind == _LIST:
+                    value = items
+                elif kind == _RECORD:
+                    self._pos = pos
+                    self._record_start = self._start
+                    value = self._construct(items, len(stack) == 1)
+                else:
+                    if len(items) & 1:
+                        raise DecodeError("a struct ends after a key that has no value", start)
+                    value = self._struct(items, self._start)
+                start = self._start
+                kind, items, self._start = stack.pop()
+            elif c == 116:  # t
+                value = True
+            elif c == 102:  # f
+                value = False
+            elif c == 68:  # D
+                stop = pos + 8
+                if stop > end:
+                    pos = start
+                    need = stop
+                    break
+                raw = bytes(buffer[pos:stop])
+                number = _DOUBLE.unpack(raw)[0]
+                if number != number and raw != _NAN:
+                    raise DecodeError("a NaN is 7ff8000000000000 and nothing else", start)
+                value = number
+                pos = stop
+            elif c == 35:  # #
+                raise DecodeError("sets are not in the OCapN model", start)
+            elif c == 70:  # F
+                raise DecodeError("single floats are not in the OCapN model", start)
+            else:
+                raise DecodeError(f"no value begins with byte 0x{c:02x}", start)
+            if kind == _STRUCT and not len(items) & 1 and type(value) is not str:
+                raise DecodeError("a struct's key is a string", start)
+            items.append(value)
+            if kind == _TOP:
+                self._pos = pos
+                self._items = items
+                self._kind = _TOP
+                return True
+        self._pos = pos
+        self._need = need
+        self._items = items
+        self._kind = kind
+        return False
+
+    def _too_many_digits(self) -> str:
+        return f"an integer of more than {self._digit_limit} digits"
+
+    def _long_number(self, start: int, pos: int, end: int) -> int:
+        """Where a number of many digits ends; raises DecodeError beyond the limit, before it is converted."""
+        buffer = self._buffer
+        limit = start + max(self._digit_limit, _LENGTH_DIGITS)
+        while pos < end and 48 <= buffer[pos] <= 57:
+            pos += 1
+            if pos > limit:
+                raise DecodeError(self._too_many_digits(), start)
+        return pos
+
+    def _symbol(self, raw: bytes, start: int) -> Symbol:
+        try:
+            symbol = Symbol(raw.decode())
+        except UnicodeDecodeError:
+            raise DecodeError("a symbol is not well-formed UTF-8", start) from None
+        if len(raw) <= _MAX_SYMBOL_BYTES:
+            if len(_symbols) >= _MAX_SYMBOLS:
+                _symbols.clear()
+            _symbols[raw] = symbol
+        return symbol
+
+    def _construct(self, items: list[object], outermost: bool) -> object:
+        start = self._record_start
+        label = items[0] if items else None
+        if type(label) is not Symbol:
+            raise DecodeError("a record begins with a symbol, its label", start)
+        known = self._records.messages if outermost else self._records.values
+        if known is None:
+            return Record(label, items[1:])
+        make = known.get(label)
+        if make is None:
+            what = "operation" if outermost else "value"
+            raise DecodeError(f"no {what} is called {label.name[:40]!r}", start)
+        try:
+            return make(items, self)
+        except DecodeError:
+            raise
+        except ValueError as error:
+            raise DecodeError(f"{label.name}: {error}", start) from None
+
+    def _struct(self, items: list[object], start: int) -> dict[str, object]:
+        """A struct from keys and values in turn: in Syrup order, or in text order where that is allowed."""
+        syrup_order = text_order = True
+        last_encoded = last_text = b""
+        last_length = -1
+        result: dict[str, object] = {}
+        for i in range(0, len(items), 2):
+            key = items[i]
+            assert type(key) is str
+            text = key.encode()
+            if last_length >= 0:
+                encoded = b'%d"%b' % (len(text), text)
+                syrup_order = syrup_order and last_encoded < encoded
+                text_order = text_order and last_text < text
+                if not syrup_order and not (text_order and self._text_order_allowed):
+                    if key in result:
+                        raise DecodeError(f"the key {key[:40]!r} stands twice in a struct", start)
+                    raise DecodeError("the keys of a struct are not in order", start)
+                last_encoded = encoded
+            else:
+                last_encoded = b'%d"%b' % (len(text), text)
+            last_length = len(text)
+            last_text = text
+            result[key] = items[i + 1]
+        if not syrup_order:
+            self.text_order = True
+        return result
+
+
+# Encoding
+
+_INTEGERS: Final = tuple(b"%d+" % n for n in range(1024))
+_STRING_HEADS: Final = tuple(b'%d"' % n for n in range(1024))
+_BYTES_HEADS: Final = tuple(b"%d:" % n for n in range(1024))
+_SYMBOL_BYTES: dict[Symbol, bytes] = {}
+
+#: Encodes what is not plain data (a reference, a CapTP record) at the end of `parts`; may raise NotPassable.
+WriteOther = Callable[["Encoder", object], None]
+
+
+def _refuse(encoder: Encoder, value: object) -> None:
+    raise NotPassable(f"a {type(value).__name__} cannot be passed")
+
+
+@final
+class Encoder:
+    """Encodes values as Syrup, in canonical form. One may be used for any number of values.
+
+    `parts` collects the encoding; `write_other` gets every value that is not plain data. A failed `write`
+    leaves `parts` as far as it came: callers take `mark = len(parts)` and cut back to it. While `write_other`
+    runs, `depth` is the number of containers around its value; there is room for one more within.
+    """
+
+    __slots__ = (
+        "_depth_limit",
+        "_digit_bound",
+        "_digit_limit",
+        "depth",
+        "parts",
+        "text_order",
+        "write_other",
+    )
+
+    def __init__(self, limits: Limits, write_other: WriteOther = _refuse, text_order: bool = False) -> None:
+        self.parts: list[bytes] = []
+        self.write_other = write_other
+        self.text_order = text_order
+        self._depth_limit = limits.nesting
+        self._digit_limit = _digits(limits)
+        self._digit_bound: int = 10**self._digit_limit
+        self.depth = 0
+
+    def encode(self, value: object) -> bytes:
+        """The encoding of `value`. Raises NotPassable, with the path to what cannot be encoded."""
+        parts: list[bytes] = []
+        self.parts = parts
+        self.write(value, 0)
+        self.parts = []
+        return b"".join(parts)
+
+    def write(self, value: object, depth: int) -> None:
+        """Appends the encoding of `value`, which stands inside `depth` containers."""
+        kind = type(value)
+        parts = self.parts
+        if kind is str:
+            try:
+                data = value.encode()  # type: ignore[attr-defined]
+            except UnicodeEncodeError:
+                raise NotPassable("a string with a surrogate is not text") from None
+            n = len(data)
+            parts.append(_STRING_HEADS[n] if n < 1024 else b'%d"' % n)
+            parts.append(data)
+        elif kind is int:
+            if 0 <= value < 1024:  # type: ignore[operator]
+                parts.append(_INTEGERS[value])  # type: ignore[call-overload]
+            else:
+                self._integer(value)  # type: ignore[arg-type]
+        elif kind is Symbol:
+            known = _SYMBOL_BYTES.get(value)  # type: ignore[call-overload]
+            parts.append(self._symbol(value) if known is None else known)  # type: ignore[arg-type]
+        elif kind is bytes:
+            n = len(value)  # type: ignore[arg-type]
+            parts.append(_BYTES_HEADS[n] if n < 1024 else b"%d:" % n)
+            parts.append(value)  # type: ignore[arg-type]
+        elif kind is list or kind is tuple:
+            if depth >= self._depth_limit:
+                raise self._too_deep()
+            parts.append(b"[")
+            depth += 1
+            try:
+                for item in value:  # type: ignore[attr-defined]
+                    self.write(item, depth)
+            except NotPassable as error:
+                index = _index(value, item)
+                raise _within(error, f"[{index}]") from None
+            parts.append(b"]")
+        elif kind is bool:
+            parts.append(b"t" if value else b"f")
+        elif value is None:
+            if depth >= self._depth_limit:
+                raise self._too_deep()
+            parts.append(b"<4'void>")
+        elif kind is float:
+            parts.append(b"D")
+            parts.append(_NAN if value != value else _DOUBLE.pack(value))
+        elif kind is dict:
+            self._struct(value, depth)  # type: ignore[arg-type]
+        else:
+            self._rare(value, depth)
+
+    def _integer(self, value: int) -> None:
+        if not -self._digit_bound < value < self._digit_bound:
+            raise NotPassable(f"an integer of more than {self._digit_limit} digits")
+        self.parts.append(b"%d+" % value if value >= 0 else b"%d-" % -value)
+
+    def _too_deep(self) -> NotPassable:
+        return NotPassable(f"nested more than {self._depth_limit} deep")
+
+    def _symbol(self, value: Symbol) -> bytes:
+        data = value.name.encode()
+        encoded = b"%d'%b" % (len(data), data)
+        if len(data) <= _MAX_SYMBOL_BYTES:
+            if len(_SYMBOL_BYTES) >= _MAX_SYMBOLS:
+                _SYMBOL_BYTES.clear()
+            _SYMBOL_BYTES[value] = encoded
+        return encoded
+
+    def _struct(self, value: dict[object, object], depth: int) -> None:
+        if depth >= self._depth_limit:
+            raise self._too_deep()
+        keyed: list[tuple[bytes, bytes, object]] = []
+        subclasses = False
+        for key, member in value.items():
+            if type(key) is not str:
+                if not isinstance(key, str):
+                    raise NotPassable(f"a struct's keys are strings, not {type(key).__name__}")
+                subclasses = True
+            try:
+                text = str.encode(key)
+            except UnicodeEncodeError:
+                raise NotPassable("a key with a surrogate is not text") from None
+            encoded = b'%d"%b' % (len(text), text)
+            keyed.append((text if self.text_order else encoded, encoded, member))
+        keyed.sort(key=_first)
+        if subclasses and len({encoded for _, encoded, _ in keyed}) < len(keyed):
+            # Subclasses of str may have an == of their own.
+            raise NotPassable("two keys of a struct have the same text")
+        parts = self.parts
+        parts.append(b"{")
+        for _, encoded, member in keyed:
+            parts.append(encoded)
+            try:
+                self.write(member, depth + 1)
+            except NotPassable as error:
+                key = encoded[encoded.index(b'"') + 1 :].decode()
+                raise _within(error, f"[{key!r}]") from None
+        parts.append(b"}")
+
+    def record(self, label: bytes, *fields: object, depth: int = 0) -> None:
+        """Appends a record; `label` is the encoded label."""
+        if depth >= self._depth_limit:
+            raise self._too_deep()
+        self.parts.append(b"<" + label)
+        for field in fields:
+            self.write(field, depth + 1)
+        self.parts.append(b">")
+
+    def _rare(self, value: object, depth: int) -> None:
+        if isinstance(value, (str, int, float, bytes, list, tuple, dict, bytearray, memoryview)):
+            self.write(plain(value), depth)
+        elif depth >= self._depth_limit:  # all that follow are records
+            raise self._too_deep()
+        elif isinstance(value, NullType):
+            self.parts.append(b"<4'null>")
+        elif isinstance(value, Tagged):
+            try:
+                tag = Symbol(value.tag)
+            except (TypeError, UnicodeEncodeError):
+                raise NotPassable("a tag is a str without surrogates") from None
+            try:
+                self.record(b"11'desc:tagged", tag, value.value, depth=depth)
+            except NotPassable as error:
+                raise _within(error, ".value") from None
+        elif isinstance(value, RemoteError):
+            if not isinstance(value.message, str):
+                raise NotPassable(f"an error's message is a str, not {type(value.message).__name__}")
+            self.record(b"10'desc:error", value.message, depth=depth)
+        elif isinstance(value, SturdyRef):
+            self.record(b"15'ocapn-sturdyref", value.peer, value.swiss, depth=depth)
+        elif isinstance(value, PeerLocator):
+            hints = dict(value.hints) or False
+            self.record(b"10'ocapn-peer", Symbol(value.transport), value.designator, hints, depth=depth)
+        elif isinstance(value, Record):
+            self.parts.append(b"<")
+            self.write(value.label, depth + 1)
+            for field in value.fields:
+                self.write(field, depth + 1)
+            self.parts.append(b">")
+        else:
+            self.depth = depth
+            self.write_other(self, value)
+
+
+def _first(item: tuple[bytes, bytes, object]) -> bytes:
+    return item[0]
+
+
+def _index(members: object, member: object) -> int:
+    assert isinstance(members, (list, tuple))
+    return next(i for i, other in enumerate(members) if other is member)
+
+
+def _within(error: NotPassable, step: str) -> NotPassable:
+    return NotPassable(error.why, step + error.path)
+
+
+def plain(value: object) -> object:
+    """An instance of a subclass of str, int, float, bytes, list, tuple or dict, as the type itself.
+
+    What the subclass overrides does not count: a member of a `class Colour(str, Enum)` is its text.
+    """
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    if isinstance(value, dict):
+        return dict(value)
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    assert isinstance(value, (bytes, bytearray, memoryview))
+    try:
+        return bytes(memoryview(value))
+    except ValueError:
+        raise NotPassable("a memoryview that was released has no bytes") from None
+
+
+def encode(value: object, limits: Limits | None = None) -> bytes:
+    """The Syrup encoding of plain data. Raises NotPassable."""
+    return Encoder(limits or _DEFAULT).encode(value)
+
+
+def decode(data: bytes, limits: Limits | None = None, records: Records = ANY_RECORD) -> object:
+    """The one value that `data` encodes. Raises DecodeError."""
+    return Decoder(limits or _DEFAULT, records).decode(data)
+
+
+_DEFAULT: Final = Limits()

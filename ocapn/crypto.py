@@ -1,0 +1,93 @@
+"""Keys, signatures, identifiers and certificates (CapTP specification, Cryptography)."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import final
+
+from nacl.exceptions import BadSignatureError, CryptoError
+from nacl.signing import SigningKey, VerifyKey
+
+from ocapn.codec.operations import Envelope, Give, Receive, public_key_value, signature_value
+from ocapn.codec.syrup import encode
+from ocapn.model.locators import PeerLocator
+
+
+@final
+class SessionKey:
+    """The Ed25519 key pair of one session, from 32 random bytes. Never used for a second session."""
+
+    __slots__ = ("_signing", "public_id", "public_key")
+
+    def __init__(self, seed: bytes) -> None:
+        self._signing = SigningKey(seed)
+        self.public_key = bytes(self._signing.verify_key)
+        self.public_id = public_id(self.public_key)
+
+    def sign(self, message: bytes) -> bytes:
+        """The signature, 64 bytes."""
+        return self._signing.sign(message).signature
+
+    def __repr__(self) -> str:
+        return f"SessionKey({self.public_id.hex()[:8]}…)"
+
+
+def verify(public_key: bytes, message: bytes, signature: bytes) -> bool:
+    """Whether `signature` over `message` is by `public_key`; False also for keys of small order."""
+    try:
+        VerifyKey(public_key).verify(message, signature)
+    except (BadSignatureError, CryptoError, ValueError):
+        return False
+    return True
+
+
+def public_id(public_key: bytes) -> bytes:
+    """The public identifier of a key: SHA-256 twice over its encoding."""
+    return sha256(sha256(encode(public_key_value(public_key))).digest()).digest()
+
+
+def session_id(one: bytes, other: bytes) -> bytes:
+    """The identifier of the session between two public identifiers, in either order."""
+    low, high = sorted((one, other))
+    return sha256(sha256(b"prot0" + low + high).digest()).digest()
+
+
+def location_message(location: PeerLocator) -> bytes:
+    """What `op:start-session` signs: the location, as it arrived if it did, in a record of its own."""
+    return b"<11'my-location" + (location.wire or encode(location)) + b">"
+
+
+def sign_give(
+    key: SessionKey, receiver_key: bytes, exporter: PeerLocator, session: bytes, gift_id: bytes
+) -> bytes:
+    """The encoded envelope of a `desc:handoff-give`, by the gifter's key in the gifter-exporter session."""
+    wire = b"<17'desc:handoff-give" + b"".join(
+        [
+            encode(public_key_value(receiver_key)),
+            encode(exporter),
+            encode(session),
+            encode(key.public_id),
+            encode(gift_id),
+            b">",
+        ]
+    )
+    return _envelope(key, wire)
+
+
+def sign_receive(key: SessionKey, session: bytes, side: bytes, count: int, give: bytes) -> bytes:
+    """The encoded envelope of a `desc:handoff-receive`, by the receiver's key in the gifter-receiver session.
+
+    `session` and `side` are those of the exporter-receiver session; `give` is the signed give as it came.
+    """
+    wire = b"<20'desc:handoff-receive" + encode(session) + encode(side) + encode(count) + give + b">"
+    return _envelope(key, wire)
+
+
+def _envelope(key: SessionKey, signed: bytes) -> bytes:
+    return b"<17'desc:sig-envelope" + signed + encode(signature_value(key.sign(signed))) + b">"
+
+
+def verify_envelope(envelope: Envelope, public_key: bytes) -> bool:
+    """Whether an envelope's signature is by `public_key`, over the bytes that arrived."""
+    signed: Give | Receive = envelope.signed
+    return verify(public_key, signed.wire, envelope.signature)

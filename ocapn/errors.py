@@ -1,0 +1,117 @@
+"""Every exception that `ocapn` raises.
+
+    OCapNError
+    ├── BadLocator            a locator or sturdyref, as a value or a URI, is malformed (also ValueError)
+    ├── NotPassable           a value cannot be sent; says where it stands in the arguments (also TypeError)
+    ├── WrongContext          a send without a peer to do it, or from another thread (also RuntimeError)
+    ├── ConnectFailed         no session to that peer could be had
+    ├── SessionEnded          the session is over, and with it the reference or the answer
+    │   ├── Aborted           the other peer ended it with op:abort; `reason` is what it said
+    │   └── Disconnected      the connection ended without op:abort
+    ├── Backpressure          the outbox of the session is full
+    ├── TooBusy               a limit of the peer that was asked to do something
+    ├── RemoteError           the answer broke; carries what the other side sent
+    ├── PassableError         base of application errors whose class name may cross the wire
+    └── RemoteProtocolError   the peer broke the protocol: the session is aborted with this reason
+        └── DecodeError       malformed bytes; names the offset and the rule
+
+Errors of the protocol are for the session; application code meets `RemoteError` (a method raised on the other
+side), `SessionEnded`, `ConnectFailed`, `Backpressure` and `NotPassable`.
+"""
+
+from __future__ import annotations
+
+
+class OCapNError(Exception):
+    """Base of all exceptions of this package."""
+
+
+class BadLocator(OCapNError, ValueError):
+    """A peer locator or sturdyref that no peer could use (Locators specification)."""
+
+
+class NotPassable(OCapNError, TypeError):
+    """A value that cannot cross to another object, local or remote.
+
+    `path` says where it stands, in Python notation from the arguments: `args[0]["file"]`.
+    """
+
+    def __init__(self, why: str, path: str = "") -> None:
+        super().__init__(f"{path}: {why}" if path else why)
+        self.why = why
+        self.path = path
+
+
+class WrongContext(OCapNError, RuntimeError):
+    """`E` was used where no peer can be found, or from a thread that is not the peer's."""
+
+
+class ConnectFailed(OCapNError):
+    """No session to the wanted peer could be established."""
+
+
+class SessionEnded(OCapNError):
+    """The session that a reference or an answer belonged to is over."""
+
+    def __init__(self, reason: str = "session ended") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Aborted(SessionEnded):
+    """The other peer sent `op:abort` (CapTP specification, op:abort); `reason` is its text."""
+
+
+class Disconnected(SessionEnded):
+    """The connection ended, or fell silent, without `op:abort`."""
+
+
+class Backpressure(OCapNError):
+    """More is waiting to be sent on the session than its limits allow: `await session.writable()`."""
+
+
+class TooBusy(OCapNError):
+    """The peer that was asked runs as many methods, or keeps as many things, as its limits allow."""
+
+
+class RemoteError(OCapNError):
+    """What broke an answer, and the Error value of the OCapN model.
+
+    `value` is what the other side sent to `break`: for an Error it is None and the text is in `str(error)`;
+    anything else that was sent (a symbol, a struct) is `value`. A method may return or pass a RemoteError: it
+    is then an Error value, `<desc:error "message">` on the wire (Model specification, Error).
+    """
+
+    def __init__(self, message: str, value: object = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.value = value
+
+
+class PassableError(OCapNError):
+    """Base for application errors whose class name is meant for the other side.
+
+    Of any other exception only the message crosses the wire; of these it is `ClassName: message`.
+    """
+
+
+class RemoteProtocolError(OCapNError):
+    """The peer sent what the protocol forbids; its session is aborted with this text."""
+
+
+class DecodeError(RemoteProtocolError):
+    """Malformed bytes. `offset` counts bytes from the start of the message, `rule` is what they break."""
+
+    def __init__(self, rule: str, offset: int) -> None:
+        super().__init__(f"malformed at byte {offset}: {rule}")
+        self.rule = rule
+        self.offset = offset
+
+
+def fresh(error: BaseException) -> BaseException:
+    """A new exception equal to `error`, so that each `await` of a broken promise raises its own traceback."""
+    copy = type(error).__new__(type(error), *error.args)
+    copy.args = error.args
+    copy.__dict__.update(error.__dict__)
+    copy.__cause__ = error.__cause__
+    return copy

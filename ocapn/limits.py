@@ -1,0 +1,66 @@
+"""What a peer is willing to spend on others, each default with its reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+
+def _positive(_: object, field: attrs.Attribute[Any], value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"limit {field.name} must be above zero, not {value!r}")
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """Bounds on everything that another peer can make this one hold or do.
+
+    Sizes are bytes, durations seconds, all others counts. Exceeding one on receipt aborts the session with the
+    limit's name; exceeding one at a send raises at the sender or breaks the send's promise.
+    """
+
+    #: One message. A larger value is better sent in pieces: a message is held whole while it is read.
+    frame: int = attrs.field(default=1 << 20, validator=_positive)
+    #: One message before the session is established: a start-session is under 1 KiB, hints included.
+    unauthenticated_frame: int = attrs.field(default=8 << 10, validator=_positive)
+    #: Containers inside containers. Real arguments stay under ten.
+    nesting: int = attrs.field(default=64, validator=_positive)
+    #: Decimal digits of an integer: 850 bits, enough for any key, cheap to convert.
+    integer_digits: int = attrs.field(default=256, validator=_positive)
+    #: From accepting or dialling a connection to a session.
+    handshake: float = attrs.field(default=10.0, validator=_positive)
+    #: From the first byte of a message to its last.
+    frame_progress: float = attrs.field(default=30.0, validator=_positive)
+    #: After this long without a byte, a connection yields to a new one from the same location.
+    silence: float = attrs.field(default=45.0, validator=_positive)
+    #: Connections from one source that have not finished their handshake.
+    unauthenticated_per_source: int = attrs.field(default=32, validator=_positive)
+    #: Live imports and exports of a session together.
+    slots: int = attrs.field(default=100_000, validator=_positive)
+    #: Answers a session holds for the peer, and asks of it.
+    answers: int = attrs.field(default=10_000, validator=_positive)
+    #: `async` methods running for one session: each is a task.
+    running_methods: int = attrs.field(default=1_000, validator=_positive)
+    #: Gifts deposited through one session, and withdrawals waiting in one.
+    gifts: int = attrs.field(default=1_000, validator=_positive)
+    #: How long a gift, or a withdrawal of one, may wait for its counterpart.
+    gift_life: float = attrs.field(default=600.0, validator=_positive)
+    #: Messages waiting for the network in one session; above it application sends meet Backpressure.
+    outbox_frames: int = attrs.field(default=10_000, validator=_positive)
+    #: The same in bytes. At twice either, the session ends: its peer has stopped reading.
+    outbox_bytes: int = attrs.field(default=64 << 20, validator=_positive)
+    #: Turns of one session waiting to run; above it nothing more is read from its connection.
+    queued_turns: int = attrs.field(default=1_000, validator=_positive)
+    #: Messages queued on the promises of a session that have not resolved yet.
+    queued_messages: int = attrs.field(default=10_000, validator=_positive)
+    #: Turns in one pass of the loop, so that no sender starves the rest.
+    slice_turns: int = attrs.field(default=200, validator=_positive)
+    #: Flushing what is queued when the peer closes.
+    closing: float = attrs.field(default=2.0, validator=_positive)
+    #: Draining a half-closed connection so that the last message is read.
+    draining: float = attrs.field(default=1.0, validator=_positive)
+
+
+#: Positions, counts and deltas are below this (durable.md, limits): they fit a signed 64-bit column.
+MAX_POSITION = 2**63 - 1

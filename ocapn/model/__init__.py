@@ -1,0 +1,1 @@
+"""The OCapN data model in Python (Model and Locators specifications)."""

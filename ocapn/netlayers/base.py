@@ -1,0 +1,172 @@
+"""What a netlayer offers to a peer: dial, listen, and channels that carry whole messages in order.
+
+To write one, subclass `Netlayer`, `Listener` and `Channel`, and run `ocapn.testing.check_netlayer` on it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import trio
+
+from ocapn.codec.framing import BARE_WRITE, Framer
+from ocapn.errors import ConnectFailed
+from ocapn.limits import Limits
+from ocapn.model.locators import PeerLocator
+
+
+class ChannelBroken(Exception):
+    """The connection under a channel failed: reset, timed out, gone. Never leaves the package."""
+
+
+class Channel(ABC):
+    """A connection that carries whole messages, in order, both ways.
+
+    `send` and `receive` are each used by one task at a time. Both raise ChannelBroken when the connection fails;
+    `receive` raises RemoteProtocolError when what arrives is no sequence of messages.
+    """
+
+    #: What the netlayer proved of the other side's designator, or None if it proves nothing.
+    authenticated: str | None = None
+    #: Where the connection comes from, for the limit of connections a source; "" if all count as one.
+    source: str = ""
+
+    @abstractmethod
+    async def send(self, messages: list[bytes]) -> None:
+        """Sends the messages. Returns when the transport has taken them."""
+
+    @abstractmethod
+    async def receive(self, most: int) -> list[bytes]:
+        """One to `most` messages; an empty list at the end of what the other side sends."""
+
+    def send_now(self, messages: list[bytes]) -> bool:
+        """Sends the messages without waiting if the transport can take them all; False if nothing was sent."""
+        return False
+
+    @abstractmethod
+    def set_max_message(self, size: int) -> None:
+        """Messages of more than `size` bytes are refused from now on."""
+
+    @property
+    @abstractmethod
+    def progress_due(self) -> bool:
+        """Whether a message has begun to arrive and is not whole."""
+
+    @abstractmethod
+    async def send_eof(self) -> None:
+        """Says that nothing more will be sent. Receiving goes on."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Closes the connection at once."""
+
+
+class Listener(ABC):
+    """Accepts channels. `location` is the locator to give to others."""
+
+    location: PeerLocator
+
+    @abstractmethod
+    async def accept(self) -> Channel:
+        """The next channel. Raises OSError for what passes (too many open files); cancelled to stop."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Stops accepting, and gives back what `listen` took (a port, a socket file)."""
+
+
+class Netlayer(ABC):
+    """One way to reach peers. A netlayer belongs to one peer, and is used in one `open_peer`.
+
+    `location` is the locator that the peer gives as its own over this netlayer, also when it does not listen.
+    """
+
+    transport: str
+    location: PeerLocator
+
+    @abstractmethod
+    async def listen(self, limits: Limits) -> Listener | None:
+        """Begins to accept connections; None if this netlayer only dials. `location` is final afterwards."""
+
+    @abstractmethod
+    async def dial(self, locator: PeerLocator, limits: Limits) -> Channel:
+        """A channel to the peer at `locator`. Raises ConnectFailed, with what to do about it."""
+
+
+class StreamChannel(Channel):
+    """A channel over a trio byte stream, with the framing of `ocapn.codec.framing`."""
+
+    def __init__(
+        self, stream: trio.abc.HalfCloseableStream, limits: Limits, framing: str | None, source: str = ""
+    ) -> None:
+        self._stream = stream
+        self._framer = Framer(limits, framing, limits.unauthenticated_frame)
+        self._progress = limits.frame_progress
+        self.source = source
+
+    @property
+    def framing(self) -> str | None:
+        return self._framer.framing
+
+    async def send(self, messages: list[bytes]) -> None:
+        try:
+            if self._framer.framing == "none":
+                for chunk in _chunks(messages):
+                    await self._stream.send_all(chunk)
+            else:
+                await self._stream.send_all(self._framer.frame(messages))
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise ChannelBroken(str(error) or "the connection is closed") from error
+
+    async def receive(self, most: int) -> list[bytes]:
+        framer = self._framer
+        messages = framer.take(most)
+        while not messages:
+            try:
+                data = await self._stream.receive_some()
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                raise ChannelBroken(str(error.__cause__ or error) or "the connection is closed") from error
+            if not data:
+                if framer.pending:
+                    raise ChannelBroken("the connection ended inside a message")
+                return []
+            framer.feed(bytes(data))
+            messages = framer.take(most)
+        return messages
+
+    def set_max_message(self, size: int) -> None:
+        self._framer.max_message = size
+
+    @property
+    def progress_due(self) -> bool:
+        return self._framer.pending > 0
+
+    async def send_eof(self) -> None:
+        try:
+            await self._stream.send_eof()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise ChannelBroken("the connection is closed") from error
+
+    async def aclose(self) -> None:
+        await trio.aclose_forcefully(self._stream)
+
+
+def _chunks(messages: list[bytes]) -> list[bytes]:
+    """Whole messages together, up to the size that deployed peers read at once from an unframed connection."""
+    chunks: list[bytes] = []
+    some: list[bytes] = []
+    size = 0
+    for message in messages:
+        if some and size + len(message) > BARE_WRITE:
+            chunks.append(b"".join(some))
+            some, size = [], 0
+        some.append(message)
+        size += len(message)
+    if some:
+        chunks.append(b"".join(some))
+    return chunks
+
+
+def unreachable(locator: PeerLocator, error: BaseException) -> ConnectFailed:
+    """A ConnectFailed for what the operating system said."""
+    return ConnectFailed(f"cannot reach {locator.uri}: {error}")

@@ -1,0 +1,98 @@
+"""`unix`: local socket files, reachable by this user alone (mode 0600)."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from pathlib import Path
+
+import trio
+
+from ocapn.codec.framing import SYRUP
+from ocapn.errors import BadLocator, ConnectFailed
+from ocapn.limits import Limits
+from ocapn.model.locators import PeerLocator
+from ocapn.netlayers.base import Listener, Netlayer, StreamChannel, unreachable
+
+TRANSPORT = "unix"
+
+
+class UnixNetlayer(Netlayer):
+    """A socket file at `path`, or none: then this peer only dials.
+
+    The file is made with mode 0600 and removed at the end. A file left by a process that is gone is replaced; one
+    that somebody listens on is not. `designator` is any unique string; drawn at random unless given.
+    """
+
+    transport = TRANSPORT
+
+    def __init__(self, path: str | os.PathLike[str] | None = None, *, designator: str | None = None) -> None:
+        self._path = None if path is None else str(Path(path).absolute())
+        self._designator = designator or secrets.token_hex(16)
+        hints = {} if self._path is None else {"path": self._path}
+        self.location = PeerLocator(TRANSPORT, self._designator, hints)
+
+    async def listen(self, limits: Limits) -> Listener | None:
+        if self._path is None:
+            return None
+        await _remove_stale(self._path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # The file must never be there with wider permissions. The mask is the process's: it is put back at once.
+        old = os.umask(0o177)
+        try:
+            sock.bind(self._path)
+        except OSError as error:
+            sock.close()
+            raise ConnectFailed(f"cannot listen on the socket file {self._path}: {error}") from error
+        finally:
+            os.umask(old)
+        sock.listen(128)
+        return _UnixListener(trio.socket.from_stdlib_socket(sock), self._path, self.location, limits)
+
+    async def dial(self, locator: PeerLocator, limits: Limits) -> StreamChannel:
+        path = locator.hints.get("path")
+        if not path or "\0" in path:
+            raise BadLocator("a unix locator needs the hint path")
+        try:
+            stream = await trio.open_unix_socket(path)
+        except OSError as error:
+            raise unreachable(locator, error) from error
+        return StreamChannel(stream, limits, SYRUP)
+
+
+async def _remove_stale(path: str) -> None:
+    """Removes a socket file that nobody listens on. Raises ConnectFailed if it is something else."""
+    if not await trio.Path(path).exists():
+        return
+    try:
+        stream = await trio.open_unix_socket(path)
+    except ConnectionRefusedError:
+        os.unlink(path)
+    except OSError as error:
+        raise ConnectFailed(f"{path} is in the way, and not a socket file: {error}") from error
+    else:
+        await stream.aclose()
+        raise ConnectFailed(f"another process listens on {path}; choose another path")
+
+
+class _UnixListener(Listener):
+    def __init__(
+        self, sock: trio.socket.SocketType, path: str, location: PeerLocator, limits: Limits
+    ) -> None:
+        self._listener = trio.SocketListener(sock)
+        self._path = path
+        self._inode = os.stat(path).st_ino
+        self._limits = limits
+        self.location = location
+
+    async def accept(self) -> StreamChannel:
+        return StreamChannel(await self._listener.accept(), self._limits, None)
+
+    async def aclose(self) -> None:
+        try:
+            if os.stat(self._path).st_ino == self._inode:
+                os.unlink(self._path)
+        except OSError:
+            pass  # somebody removed it already
+        await self._listener.aclose()

@@ -1,0 +1,42 @@
+"""What the tests share: running a trio test, on a mock clock unless real connections are involved."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import ParamSpec
+
+import trio
+import trio.testing
+
+P = ParamSpec("P")
+
+
+def trio_test(function: Callable[P, Awaitable[None]]) -> Callable[P, None]:
+    """Runs an async test on a mock clock that jumps over every wait, so that no test sleeps."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        clock = trio.testing.MockClock(autojump_threshold=0)
+        trio.run(functools.partial(function, *args, **kwargs), clock=clock)
+
+    del run.__wrapped__  # pytest would look through it and see a coroutine
+    run.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    return run
+
+
+def trio_test_real(function: Callable[P, Awaitable[None]]) -> Callable[P, None]:
+    """Runs an async test on the real clock, for tests over sockets; it may take 30 s and no more."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        async def bounded() -> None:
+            with trio.fail_after(30):
+                await function(*args, **kwargs)
+
+        trio.run(bounded)
+
+    del run.__wrapped__  # as above
+    run.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    return run
