@@ -3,6 +3,7 @@
 Begin with `open_peer`, `Target`, `method` and `E`; the README has a first program.
 """
 
+from ocapn.connection import Session
 from ocapn.errors import (
     Aborted,
     Backpressure,
@@ -25,7 +26,7 @@ from ocapn.model.values import Null, NullType, Symbol, Tagged, equal
 from ocapn.netlayers.memory import MemoryNetlayer, MemoryNetwork
 from ocapn.netlayers.tcp_testing import TcpTestingNetlayer
 from ocapn.netlayers.unix import UnixNetlayer
-from ocapn.peer import Peer, Session, open_peer
+from ocapn.peer import Peer, open_peer
 from ocapn.promise import (
     E,
     Promise,

@@ -14,331 +14,38 @@ from contextlib import asynccontextmanager
 from types import CoroutineType
 from typing import Any, Final, cast, final
 
-import attrs
 import trio
 
 from ocapn.captp.delivery import LocalTarget, PromiseHandle, RefHandle, crossing
 from ocapn.captp.handshake import Handshake, Refused
 from ocapn.captp.node import LATER, Node, Turn
-from ocapn.captp.passing import copy_passable, describe
+from ocapn.captp.passing import copy_result, describe
 from ocapn.captp.session import FETCH
 from ocapn.captp.session import Session as CoreSession
 from ocapn.codec.operations import form_of
+from ocapn.connection import Connection, Session, Wakeup
 from ocapn.errors import (
     Aborted,
     BadLocator,
     ConnectFailed,
     Disconnected,
     OCapNError,
-    RemoteProtocolError,
-    SessionEnded,
     TooBusy,
 )
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator, SturdyRef
-from ocapn.netlayers.base import Channel, ChannelBroken, Listener, Netlayer
+from ocapn.netlayers.base import Channel, Listener, Netlayer
 from ocapn.promise import Promise
 from ocapn.references import Ref, Target, current_node
-from ocapn.trace import Tracer
 
-log: Final = logging.getLogger("ocapn.session")
 netlayer_log: Final = logging.getLogger("ocapn.netlayer")
 
-#: Messages taken from a connection at once: enough to amortise a pass of the loop, few enough to stay fair.
-_BATCH: Final = 64
-#: Bytes of received messages that may wait in turns before reading stops (durable.md, limits).
-_UNREAD_BYTES: Final = 8 << 20
 #: How long a dial that the other side ended may wait for the session of crossed hellos, seconds.
 _CROSSING: Final = 2.0
+#: How long garbage waits for a message to go with, seconds.
+_COLLECTING: Final = 0.01
 #: How often what has waited too long is looked for, seconds.
 _EXPIRY: Final = 15.0
-
-
-@final
-class Session:
-    """A session with another peer, for applications that want to know: `peer.sessions`."""
-
-    __slots__ = ("_connection",)
-
-    def __init__(self, connection: _Connection) -> None:
-        self._connection = connection
-
-    @property
-    def _core(self) -> CoreSession:
-        core = self._connection.session
-        assert core is not None
-        return core
-
-    @property
-    def location(self) -> PeerLocator:
-        """Where the other peer says it is."""
-        return self._core.location
-
-    @property
-    def netlayer(self) -> str:
-        """The transport that carries the session."""
-        return self._connection.netlayer.transport
-
-    @property
-    def authenticated(self) -> bool:
-        """Whether the netlayer proved to us that the other peer is the one that `location` names."""
-        return self._core.authenticated
-
-    @property
-    def ended(self) -> SessionEnded | None:
-        """Why the session is over, or None while it lives."""
-        return self._core.ended
-
-    def end(self, reason: str = "session ended") -> None:
-        """Ends the session with op:abort: `reason` is sent. Its references break on both sides."""
-        self._core.abort(reason)
-        self._connection.peer._pump()
-
-    async def writable(self) -> None:
-        """Waits until the outbox has room for application messages. Raises SessionEnded."""
-        await self._connection.writable()
-
-    def stats(self) -> dict[str, int]:
-        """Counts of messages and bytes since the start, and the present sizes of queues and tables."""
-        return self._core.stats()
-
-    def dump(self) -> dict[str, object]:
-        """Every slot of the session, readable, without secrets."""
-        return self._core.dump()
-
-    def check(self) -> None:
-        """The invariants of the session's tables. Raises AssertionError naming the first that does not hold."""
-        self._core.check()
-
-    def trace(self, write: Callable[[str], object] | None, *, secrets: bool = False) -> None:
-        """Switches the wire trace on, a line a message to `write`, or off with None.
-
-        Lines are in the notation of the specification. Swiss numbers and gift ids are left out unless `secrets`;
-        what applications send is not.
-        """
-        self._core.trace = None if write is None else Tracer(write, secrets=secrets)
-
-    def __repr__(self) -> str:
-        return repr(self._core)
-
-
-class _Wakeup:
-    """A flag that one task waits on, set from synchronous code."""
-
-    __slots__ = ("_set", "_task")
-
-    def __init__(self) -> None:
-        self._set = False
-        self._task: trio.lowlevel.Task | None = None
-
-    def set(self) -> None:
-        self._set = True
-        if self._task is not None:
-            trio.lowlevel.reschedule(self._task)
-            self._task = None
-
-    async def wait(self) -> None:
-        """Returns once the flag was set since the last time; a checkpoint."""
-        if self._set:
-            await trio.lowlevel.checkpoint()
-        else:
-            self._task = trio.lowlevel.current_task()
-
-            def abort(_: object) -> trio.lowlevel.Abort:
-                self._task = None
-                return trio.lowlevel.Abort.SUCCEEDED
-
-            await trio.lowlevel.wait_task_rescheduled(abort)
-        self._set = False
-
-
-@final
-class _Connection:
-    """One connection, from accept or dial to its close."""
-
-    def __init__(self, peer: Peer, netlayer: Netlayer, channel: Channel) -> None:
-        self.peer = peer
-        self.netlayer = netlayer
-        self.channel = channel
-        self.session: CoreSession | None = None
-        self.public: Session | None = None
-        self.running_methods = 0
-        self._room = trio.Event()
-        self._wakeup = _Wakeup()
-        self._reading = trio.CancelScope()
-        self._read_room = _Wakeup()
-
-    # The handshake
-
-    async def shake_hands(self, handshake: Handshake) -> CoreSession:
-        """From a connection to a session. Raises OCapNError, the connection then being closed."""
-        limits = self.peer.limits
-        try:
-            with trio.move_on_after(limits.handshake):
-                await self._send_outbound(handshake)
-                messages = await self.channel.receive(1)
-                if not messages:
-                    raise Disconnected("the connection ended before op:start-session")
-                start = handshake.read(messages[0])
-                if handshake.dialled is None:
-                    await self.peer._hear_out(start.location)
-                session = handshake.judge(start, trio.current_time())
-                self._live(session)
-                await self._send_outbound(handshake)
-                return session
-            raise Refused(f"no op:start-session within {limits.handshake:g} s")
-        except RemoteProtocolError as error:
-            handshake.refuse(str(error))
-            await self._close(handshake.outbound)
-            raise
-        except ChannelBroken as error:
-            await self._close([])
-            raise Disconnected(str(error)) from None
-        except BaseException:
-            await self._close(handshake.outbound)
-            raise
-
-    async def _send_outbound(self, handshake: Handshake) -> None:
-        if handshake.outbound:
-            messages = handshake.outbound
-            handshake.outbound = []
-            await self.channel.send(messages)
-
-    def _live(self, session: CoreSession) -> None:
-        self.session = session
-        self.public = Session(self)
-        self.channel.set_max_message(self.peer.limits.frame)
-        session.on_end = self._ended
-        self.peer._connections[session] = self
-        self.peer._established(session)
-        log.info("session with %s", session.location.uri)
-
-    # The session
-
-    async def run(self) -> None:
-        """Reads and writes until the session has ended, then closes the connection."""
-        session = self.session
-        assert session is not None
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write_loop, session)
-                with self._reading:
-                    await self._read_loop(session)
-                session.disconnected("the connection was closed")
-                self._wakeup.set()
-                nursery.cancel_scope.deadline = trio.current_time() + self.peer.limits.closing
-        finally:
-            session.disconnected("the peer was closed")
-            self._room.set()
-            await self._close([])
-            self.peer._gone(session)
-
-    async def _read_loop(self, session: CoreSession) -> None:
-        channel = self.channel
-        limits = self.peer.limits
-        peer = self.peer
-        try:
-            while session.ended is None:
-                if channel.progress_due:
-                    with trio.move_on_after(limits.frame_progress) as progress:
-                        messages = await channel.receive(_BATCH)
-                    if progress.cancelled_caught:
-                        raise RemoteProtocolError(
-                            f"a message took over {limits.frame_progress:g} s to arrive"
-                        )
-                else:
-                    messages = await channel.receive(_BATCH)
-                if not messages:
-                    session.disconnected("the peer closed the connection")
-                    break
-                session.last_heard = trio.current_time()
-                for message in messages:
-                    session.receive(message)
-                peer._pump()
-                while (
-                    session.queued_turns > limits.queued_turns or session.queued_bytes > _UNREAD_BYTES
-                ) and session.ended is None:
-                    await self._read_room.wait()
-        except SessionEnded as error:
-            log.info("session with %s: %s", session.location.uri, error)
-        except RemoteProtocolError as error:
-            log.warning("session with %s aborted: %s", session.location.uri, error)
-            session.abort(str(error))
-        except ChannelBroken as error:
-            session.disconnected(str(error))
-        peer._pump()
-
-    async def _write_loop(self, session: CoreSession) -> None:
-        channel = self.channel
-        try:
-            while True:
-                messages = session.take()
-                if not messages:
-                    if session.ended is not None:
-                        break
-                    await self._wakeup.wait()
-                    continue
-                await channel.send(messages)
-                self._written(session, messages)
-            if not isinstance(session.ended, Disconnected):
-                await channel.send_eof()
-                with trio.move_on_after(self.peer.limits.draining):
-                    while await channel.receive(_BATCH):
-                        pass
-        except (ChannelBroken, RemoteProtocolError) as error:
-            session.disconnected(str(error))
-
-    def _written(self, session: CoreSession, messages: list[bytes]) -> None:
-        session.written(len(messages), sum(map(len, messages)))
-        if not self._room.is_set():
-            limits = self.peer.limits
-            if session.outbox_frames < limits.outbox_frames and session.outbox_bytes < limits.outbox_bytes:
-                self._room.set()
-
-    def flush(self) -> None:
-        """There is something to send: the writer is woken."""
-        session = self.session
-        assert session is not None
-        if session.overflown and session.ended is None:
-            session.abort("the peer does not read what it is sent")
-        self._wakeup.set()
-
-    def read_on(self) -> None:
-        """Turns have run: reading may go on."""
-        self._read_room.set()
-
-    def _ended(self, error: SessionEnded) -> None:
-        self._reading.cancel()
-        self._wakeup.set()
-        self._room.set()
-
-    async def writable(self) -> None:
-        session = self.session
-        assert session is not None
-        limits = self.peer.limits
-        await trio.lowlevel.checkpoint()
-        while session.ended is None and (
-            session.outbox_frames >= limits.outbox_frames or session.outbox_bytes >= limits.outbox_bytes
-        ):
-            if self._room.is_set():
-                self._room = trio.Event()
-            await self._room.wait()
-        if session.ended is not None:
-            raise session.ended
-
-    async def _close(self, last: list[bytes]) -> None:
-        """Flush, half-close, drain, close: a plain close with unread input would reset the connection."""
-        with trio.CancelScope(shield=True):
-            if last:
-                with trio.move_on_after(self.peer.limits.draining):
-                    try:
-                        await self.channel.send(last)
-                        await self.channel.send_eof()
-                        while await self.channel.receive(_BATCH):
-                            pass
-                    except (ChannelBroken, RemoteProtocolError):
-                        pass
-            await self.channel.aclose()
 
 
 @final
@@ -359,14 +66,6 @@ class _Wanted:
 
 
 @final
-@attrs.frozen
-class _Setting:
-    """How to speak with a peer, or with all of which nothing else is said."""
-
-    dialect: str | None = None
-
-
-@final
 class Peer:
     """A peer of the network, running in the `async with` block of `open_peer`."""
 
@@ -381,16 +80,17 @@ class Peer:
         self._netlayers = {netlayer.transport: netlayer for netlayer in netlayers}
         self._form = form_of(dialect)
         self._forms = {locator: form_of(name) for locator, name in dialects.items()}
-        self._connections: dict[CoreSession, _Connection] = {}
+        self._connections: dict[CoreSession, Connection] = {}
         self._wanted: dict[PeerLocator, _Wanted] = {}
         self._unauthenticated: dict[str, int] = {}
         self._running: dict[int, int] = {}
-        self._wakeup = _Wakeup()
+        self._wakeup = Wakeup()
+        self._garbage = Wakeup()
         self._token: trio.lowlevel.TrioToken | None = None
         self._wake_queued = False
         self._closing = False
         self._all_closed = trio.Event()
-        self._pumping = False
+        self.busy = False  # in `_pump`, or about to call it
         self._service: trio.Nursery | None = None
         self._methods: trio.Nursery | None = None
         self._listeners: list[Listener] = []
@@ -403,6 +103,7 @@ class Peer:
             invoke=self._invoke,
             connect=self._connect,
             wake=self._wake,
+            collect_soon=self._collect_soon,
         )
 
     # What applications use
@@ -492,7 +193,7 @@ class Peer:
     def _wake(self) -> None:
         """There is something to do. May be called by finalisers, in any thread."""
         if threading.get_ident() == self._node.thread:
-            if not self._pumping:
+            if not self.busy:
                 self._wakeup.set()
         elif not self._wake_queued and self._token is not None:
             self._wake_queued = True
@@ -505,12 +206,12 @@ class Peer:
         self._wake_queued = False
         self._wakeup.set()
 
-    def _pump(self) -> None:
+    def pump(self) -> None:
         """Runs a slice of turns, and sends and tells what came of it."""
-        if self._pumping:
+        if self.busy:
             return
         node = self._node
-        self._pumping = True
+        self.busy = True
         try:
             node.run(self.limits.slice_turns)
             node.collect()
@@ -523,22 +224,32 @@ class Peer:
             for tell in result.events:
                 tell()
         finally:
-            self._pumping = False
+            self.busy = False
         if not node.idle:
             self._wakeup.set()
 
     async def _pump_loop(self) -> None:
         while True:
             await self._wakeup.wait()
-            self._pump()
+            self.pump()
             for connection in self._connections.values():
                 connection.read_on()
+
+    def _collect_soon(self) -> None:
+        self._garbage.set()
+
+    async def _garbage_loop(self) -> None:
+        while True:
+            await self._garbage.wait()
+            await trio.sleep(_COLLECTING)
+            self._node.collect_sessions()
+            self.pump()
 
     async def _expiry_loop(self) -> None:
         while True:
             await trio.sleep(_EXPIRY)
             self._node.expire()
-            self._pump()
+            self.pump()
 
     def _invoke(self, turn: Turn) -> object:
         target = turn.target
@@ -551,7 +262,7 @@ class Peer:
             return self._start(cast("CoroutineType[Any, Any, object]", result), turn)
         if isinstance(result, (PromiseHandle, RefHandle, LocalTarget)):
             return result
-        return copy_passable(result, self.limits, "the result")
+        return copy_result(result, self.limits)
 
     def _start(self, coroutine: CoroutineType[Any, Any, object], turn: Turn) -> object:
         """Makes an `async` method a task. Messages to its target wait until it has run its first step."""
@@ -573,7 +284,7 @@ class Peer:
         self._node.go_on(turn.target)
         answer = turn.answer
         try:
-            result = copy_passable(await coroutine, self.limits, "the result")
+            result = copy_result(await coroutine, self.limits)
         except Exception as error:
             if answer is None:
                 self._node.log_lost(error)
@@ -588,7 +299,7 @@ class Peer:
                 self._running[key] = left
             else:
                 del self._running[key]
-        self._pump()
+        self.pump()
 
     # Sessions
 
@@ -626,13 +337,17 @@ class Peer:
             raise result
         return result
 
-    def _established(self, session: CoreSession) -> None:
+    def established(self, connection: Connection) -> None:
+        """The connection has become a session: whoever waits for it is told."""
+        session = connection.session
+        assert session is not None
+        self._connections[session] = connection
         wanted = self._wanted.pop(session.location, None)
         if wanted is not None:
             wanted.settle(session)
             self._wakeup.set()
 
-    def _gone(self, session: CoreSession) -> None:
+    def gone(self, session: CoreSession) -> None:
         """The connection of a session is closed."""
         self._connections.pop(session, None)
         if self._closing and not self._connections:
@@ -653,11 +368,11 @@ class Peer:
                 if not isinstance(error, (ConnectFailed, BadLocator)):
                     error = ConnectFailed(f"no session with {locator.uri}: {error}")
                 wanted.settle(error)
-                self._pump()
+                self.pump()
             return
         await connection.run()
 
-    async def _dialled(self, locator: PeerLocator) -> _Connection:
+    async def _dialled(self, locator: PeerLocator) -> Connection:
         netlayer = self._netlayers.get(locator.transport)
         if netlayer is None:
             have = ", ".join(self._netlayers) or "none"
@@ -672,7 +387,7 @@ class Peer:
                 with trio.move_on_after(self.limits.handshake):
                     channel = await netlayer.dial(locator, self.limits)
                     handshake.authenticated = channel.authenticated
-                    connection = _Connection(self, netlayer, channel)
+                    connection = Connection(self, netlayer, channel)
                     await connection.shake_hands(handshake)
                     return connection
                 raise ConnectFailed(f"{locator.uri} did not answer within {self.limits.handshake:g} s")
@@ -681,7 +396,7 @@ class Peer:
             if self._node.dials.get(locator) is handshake:
                 del self._node.dials[locator]
 
-    async def _hear_out(self, location: PeerLocator) -> None:
+    async def hear_out(self, location: PeerLocator) -> None:
         """Lets a live session with `location` process what is readable on its connection, before it is judged."""
         old = self._node.sessions.get(location)
         while old is not None and old.ended is None:
@@ -703,7 +418,7 @@ class Peer:
             self._service.start_soon(self._accepted, netlayer, channel)
 
     async def _accepted(self, netlayer: Netlayer, channel: Channel) -> None:
-        connection = _Connection(self, netlayer, channel)
+        connection = Connection(self, netlayer, channel)
         source = f"{netlayer.transport} {channel.source}"
         count = self._unauthenticated.get(source, 0)
         if count >= self.limits.unauthenticated_per_source:
@@ -747,6 +462,7 @@ class Peer:
                         await self._listen()
                         service.start_soon(self._pump_loop)
                         service.start_soon(self._expiry_loop)
+                        service.start_soon(self._garbage_loop)
                         for netlayer, listener in self._bound:
                             service.start_soon(self._accept_loop, netlayer, listener)
                         task_status.started()
@@ -772,7 +488,7 @@ class Peer:
         with trio.CancelScope(shield=True), trio.move_on_after(self.limits.closing + self.limits.draining):
             for session in list(self._connections):
                 session.abort("the peer was closed")
-            self._pump()
+            self.pump()
             if self._connections:
                 await self._all_closed.wait()
         assert self._service is not None

@@ -28,7 +28,7 @@ from ocapn.captp.delivery import (
     error_of,
 )
 from ocapn.captp.node import Node
-from ocapn.captp.passing import copy_args, copy_passable, describe
+from ocapn.captp.passing import copy_args, copy_passable, copy_result, describe
 from ocapn.codec.operations import GET, INDEX, UNTAG
 from ocapn.errors import Backpressure, NotPassable, RemoteError, SessionEnded, TooBusy, WrongContext, fresh
 from ocapn.model.values import Symbol, Tagged
@@ -313,7 +313,7 @@ class Promise(PromiseHandle):
             raise fresh(value)
         kind = type(value)
         if kind is list or kind is dict or kind is Tagged:
-            return copy_passable(value, vow.node.limits)  # each waiter has its own
+            return copy_result(value, vow.node.limits)  # each waiter has its own
         return value
 
     def __repr__(self) -> str:

@@ -36,6 +36,7 @@ async def quiet(*peers: Peer) -> None:
     """Waits until nothing moves any more, garbage included, and checks the peers' invariants."""
     for _ in range(3):  # a release can free what held another reference
         gc.collect()
-        await trio.testing.wait_all_tasks_blocked(0.005)
+        await trio.sleep(0.05)  # garbage is told of in batches, a little later
+        await trio.testing.wait_all_tasks_blocked()
     for peer in peers:
         peer.check()

@@ -278,7 +278,10 @@ class Vow:
             waiting, self.waiting = self.waiting, None
             if waiting:
                 for item in waiting:
-                    other.add(item)
+                    if isinstance(item, Telling) and item.partial:
+                        item.session.tell(item.position, True, other.handle())
+                    else:
+                        other.add(item)
             self._left()
 
     def break_with(self, error: BaseException) -> None:
@@ -411,12 +414,13 @@ def _told(value: object) -> str:
 class Telling(Waiting):
     """A resolver of the peer that wants to be told what a vow becomes, once: resolve-me, or op:listen."""
 
-    __slots__ = ("position", "session")
+    __slots__ = ("partial", "position", "session")
     listens = True
 
-    def __init__(self, session: Session, position: int) -> None:
+    def __init__(self, session: Session, position: int, partial: bool = False) -> None:
         self.session = session
         self.position = position
+        self.partial = partial  # a promise that it becomes is told at once
 
     def settle(self, vow: Vow) -> None:
         self.session.tell(self.position, vow.state == FULFILLED, vow.value)

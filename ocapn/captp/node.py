@@ -93,7 +93,8 @@ class Node:
     Given to it: `now` (seconds, monotonic), `random` (that many random bytes), `make_ref` and `make_promise`
     (application handles), `invoke` (delivers a turn and returns the result, or LATER; raises what the method
     raises), `connect` (a session to a locator, told to the callback), `wake` (there is something to do; may be
-    called from any thread and from finalisers).
+    called from any thread and from finalisers), `collect_soon` (there is garbage to tell other peers of: call
+    `collect_sessions` in a moment, so that it goes in few messages).
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Node:
         invoke: Invoke,
         connect: Connect,
         wake: Callable[[], None],
+        collect_soon: Callable[[], None],
     ) -> None:
         self.limits = limits
         self.now = now
@@ -116,6 +118,7 @@ class Node:
         self.invoke = invoke
         self.connect = connect
         self.wake = wake
+        self.collect_soon = collect_soon
         #: Identifier of the thread that the node is used from.
         self.thread = 0
         self.own: list[PeerLocator] = []
@@ -133,6 +136,7 @@ class Node:
         self._settled: deque[tuple[Vow, list[Waiting]]] = deque()
         self._settling = False
         self._dirty: list[Session] = []
+        self._garbage: list[Session] = []
         self._events: list[Callable[[], None]] = []
 
     # Sessions
@@ -272,6 +276,18 @@ class Node:
         finalised = self._finalised
         while finalised:
             finalised.popleft().release()
+
+    def has_garbage(self, session: Session) -> None:
+        """The session has returned or released something, and not yet told its peer."""
+        self._garbage.append(session)
+        if len(self._garbage) == 1:
+            self.collect_soon()
+
+    def collect_sessions(self) -> None:
+        """Has garbage sent that no other message took along."""
+        sessions, self._garbage = self._garbage, []
+        for session in sessions:
+            session.collect()
 
     # Outbound
 

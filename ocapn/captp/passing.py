@@ -73,8 +73,48 @@ def copy_passable(value: object, limits: Limits, path: str = "", depth: int = 0)
     raise NotPassable(f"{describe(value)} cannot be passed", path)
 
 
+class _Uncommon(Exception):
+    """A value that `_copy` leaves to `copy_passable`."""
+
+
+def _copy(value: object, depth: int) -> object:
+    """`copy_passable` for what is common and right, without keeping a path."""
+    kind = type(value)
+    if kind is str:
+        if value.isascii():  # type: ignore[attr-defined]
+            return value
+    elif kind is int:
+        if -(1 << 63) <= value < 1 << 63:  # type: ignore[operator]
+            return value
+    elif kind in _ATOMS or isinstance(value, (LocalTarget, RefHandle, PromiseHandle)):
+        return value
+    elif depth > 0:
+        if kind is list or kind is tuple:
+            return [_copy(member, depth - 1) for member in value]  # type: ignore[attr-defined]
+        if kind is dict:
+            copy: dict[str, object] = {}
+            for key, member in value.items():  # type: ignore[attr-defined]
+                if type(key) is not str or not key.isascii():
+                    raise _Uncommon
+                copy[key] = _copy(member, depth - 1)
+            return copy
+    raise _Uncommon
+
+
+def copy_result(value: object, limits: Limits) -> object:
+    """The copy of what a method returns, or of what a promise became. Raises NotPassable."""
+    try:
+        return _copy(value, limits.nesting)
+    except _Uncommon:
+        return copy_passable(value, limits, "the result")
+
+
 def copy_args(args: list[object], limits: Limits) -> list[object]:
     """The arguments of a message, copied. Raises NotPassable with a path that begins at `args`."""
+    try:
+        return [_copy(arg, limits.nesting - 1) for arg in args]
+    except _Uncommon:
+        pass
     return [copy_passable(arg, limits, f"args[{i}]", 1) for i, arg in enumerate(args)]
 
 

@@ -77,6 +77,8 @@ BREAK: Final = Symbol("break")
 _BOOTSTRAP: Final = descriptor_bytes(EXPORT, 0)
 #: GC messages are cut so that each stays well under any peer's frame limit.
 _GC_BATCH: Final = 1000
+#: So much garbage goes with the next message; less waits a little, as it is dearer to send than to keep.
+_GC_WORTH: Final = 100
 
 Trace = Callable[[str, bytes], None]
 
@@ -142,9 +144,11 @@ class Session:
     __slots__ = (
         "__weakref__",
         "_bootstrap",
+        "_collecting",
         "_decoder",
         "_encoder",
         "_exported",
+        "_garbage",
         "_gc_answers",
         "_gc_exports",
         "_gifts",
@@ -225,6 +229,8 @@ class Session:
         self._handoff_count = 0
         self._handoff_counts: set[int] = set()
         self._listed = False
+        self._garbage = False
+        self._collecting = False
         self._watchers: list[Vow] = []
         node.add_session(self)
 
@@ -236,6 +242,8 @@ class Session:
 
     def receive(self, data: bytes) -> None:
         """One message. Raises RemoteProtocolError; SessionEnded (Aborted) if it is op:abort."""
+        if self.ended is not None:
+            return  # it crossed with the end
         counters = self.counters
         counters[0] += 1
         counters[1] += len(data)
@@ -296,7 +304,9 @@ class Session:
             if operation.answer >= 0:
                 self.tables.answer(operation.answer, answer)
             if operation.resolver is not None:
-                self._tell_later(answer, operation.resolver)
+                # Old peers want a promise at once of what the bootstrap object does not have yet, such as a gift.
+                partial = self.form.old_deliver and target is self._bootstrap
+                self._tell_later(answer, operation.resolver, partial)
         if isinstance(target, LocalTarget):
             self.node.enqueue(target, args, answer, self)
         elif type(target) is RemoteVow and to.kind == EXPORT:
@@ -347,9 +357,9 @@ class Session:
         else:
             receiver.end().add(Selection(operation.kind, operation.key, answer))
 
-    def _tell_later(self, vow: Vow, resolver: Descriptor) -> None:
+    def _tell_later(self, vow: Vow, resolver: Descriptor, partial: bool = False) -> None:
         self.tables.import_resolver(resolver.position, resolver.kind == PROMISE)
-        vow.add(Telling(self, resolver.position))
+        vow.add(Telling(self, resolver.position, partial))
 
     def _answer_at(self, position: int) -> Vow:
         vow = self.tables.answers.get(position)
@@ -603,7 +613,7 @@ class Session:
         """An answer we asked for is not needed any more, as a place to send to."""
         if self.tables.questions.pop(question.position, None) is not None and self.ended is None:
             self._gc_answers.append(question.position)
-            self._list()
+            self._collect_later()
 
     def release_import(self, position: int) -> None:
         """Nobody here holds the import any more."""
@@ -614,17 +624,30 @@ class Session:
     def _return(self, position: int, count: int) -> None:
         if position and self.ended is None:  # the bootstrap object is never returned
             self._gc_exports[position] = self._gc_exports.get(position, 0) + count
-            self._list()
+            self._collect_later()
 
-    def _list(self) -> None:
-        if not self._listed:
-            self._listed = True
-            self.node.dirty(self)
+    def _collect_later(self) -> None:
+        """There is garbage to tell of: with other messages once there is enough, or when the node says so."""
+        if not self._garbage:
+            self._garbage = True
+            self.node.has_garbage(self)
+
+    def collect(self) -> None:
+        """Garbage has waited long enough."""
+        self._garbage = False
+        if self._gc_exports or self._gc_answers:
+            self._collecting = True
+            if not self._listed:
+                self._listed = True
+                self.node.dirty(self)
 
     def take(self) -> list[bytes]:
         """What is to be sent, in order; garbage collection last, in as few messages as possible."""
-        self._listed = False
-        if self.ended is None:
+        self._listed = True  # what is sent here is taken here
+        if self.ended is None and (
+            self._collecting or len(self._gc_exports) + len(self._gc_answers) >= _GC_WORTH
+        ):
+            self._collecting = False
             if self._gc_exports:
                 gone, self._gc_exports = self._gc_exports, {}
                 positions = list(gone)
@@ -635,10 +658,14 @@ class Session:
                 answers, self._gc_answers = self._gc_answers, []
                 for i in range(0, len(answers), _GC_BATCH):
                     self._send(write_gc_answers(answers[i : i + _GC_BATCH], self.form))
-            self._listed = False
+        self._listed = False
         taken = self.outbound
         self.outbound = []
         return taken
+
+    def put_back(self, messages: list[bytes]) -> None:
+        """The network did not take these, the last that `take` returned."""
+        self.outbound[:0] = messages
 
     def written(self, frames: int, size: int) -> None:
         """The network has taken that much of what `take` returned."""

@@ -50,7 +50,7 @@ class Framer:
             return
         buffer = self._buffer
         buffer += data
-        if self.framing is None and buffer and buffer[0] == 60:
+        if self.framing is None and self._length < 0 and buffer and buffer[0] == 60:
             self.framing = BARE
         if self.framing == BARE:
             self._bare = Decoder(self._limits)

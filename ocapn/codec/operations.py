@@ -209,11 +209,11 @@ def _position(value: object, what: str = "a position") -> int:
     return value
 
 
-def _positions(value: object, what: str) -> list[int]:
+def _positions(value: object, what: str = "position") -> list[int]:
     if type(value) is not list:
-        raise ValueError(f"{what} are a list")
+        raise ValueError(f"{what}s are a list")
     for item in value:
-        _position(item, what)
+        _position(item, f"a {what}")
     return value
 
 
@@ -303,8 +303,8 @@ def _untag(items: list[object], decoder: Decoder) -> Select:
 
 def _gc_exports(items: list[object], decoder: Decoder) -> GcExports:
     _fields(items, 2)
-    positions = _positions(items[1], "positions")
-    deltas = _positions(items[2], "deltas")
+    positions = _positions(items[1])
+    deltas = _positions(items[2], "delta")
     if len(positions) != len(deltas):
         raise ValueError("positions and deltas are lists of one length")
     return GcExports(positions, deltas, False)
@@ -320,13 +320,13 @@ def _gc_export(items: list[object], decoder: Decoder) -> GcExports:
 
 def _gc_answers(items: list[object], decoder: Decoder) -> GcAnswers:
     _fields(items, 1)
-    return GcAnswers(_positions(items[1], "positions"), False)
+    return GcAnswers(_positions(items[1]), False)
 
 
 def _gc_answer(items: list[object], decoder: Decoder) -> GcAnswers:
     _fields(items, 1)
     if type(items[1]) is list:
-        return GcAnswers(_positions(items[1], "positions"), True)
+        return GcAnswers(_positions(items[1]), True)
     return GcAnswers([_position(items[1])], True)
 
 

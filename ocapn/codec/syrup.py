@@ -80,8 +80,9 @@ _MAX_SYMBOL_BYTES: Final = 64
 
 
 def _digits(limits: Limits) -> int:
-    """How many decimal digits an integer may have: what the limits say, if Python converts as many."""
-    return min(limits.integer_digits, sys.get_int_max_str_digits() or limits.integer_digits)
+    """How many decimal digits an integer may have: what the limits say, but 4 always, so that small integers
+    need no look at them, and no more than Python converts."""
+    return max(4, min(limits.integer_digits, sys.get_int_max_str_digits() or limits.integer_digits))
 
 
 @final
@@ -364,7 +365,7 @@ class Decoder:
             return Record(label, items[1:])
         make = known.get(label)
         if make is None:
-            what = "operation" if outermost else "value"
+            what = "value" if known is self._records.values else "operation"
             raise DecodeError(f"no {what} is called {label.name[:40]!r}", start)
         try:
             return make(items, self)

@@ -5,14 +5,18 @@ To write one, subclass `Netlayer`, `Listener` and `Channel`, and run `ocapn.test
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 
 import trio
 
-from ocapn.codec.framing import BARE_WRITE, Framer
-from ocapn.errors import ConnectFailed
+from ocapn.codec.framing import BARE, BARE_WRITE, Framer
+from ocapn.errors import ConnectFailed, RemoteProtocolError
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
+
+#: Bytes read from a socket at once.
+_READ = 1 << 16
 
 
 class ChannelBroken(Exception):
@@ -23,7 +27,8 @@ class Channel(ABC):
     """A connection that carries whole messages, in order, both ways.
 
     `send` and `receive` are each used by one task at a time. Both raise ChannelBroken when the connection fails;
-    `receive` raises RemoteProtocolError when what arrives is no sequence of messages.
+    `receive` raises RemoteProtocolError when what arrives is no sequence of messages, or a message takes longer than
+    `limits.frame_progress` from its first byte to its last.
     """
 
     #: What the netlayer proved of the other side's designator, or None if it proves nothing.
@@ -39,18 +44,23 @@ class Channel(ABC):
     async def receive(self, most: int) -> list[bytes]:
         """One to `most` messages; an empty list at the end of what the other side sends."""
 
-    def send_now(self, messages: list[bytes]) -> bool:
-        """Sends the messages without waiting if the transport can take them all; False if nothing was sent."""
+    def send_now(self, messages: list[bytes]) -> int:
+        """Sends as many of the messages, from the first, as the transport takes without waiting; says how many.
+
+        Saves a pass of the loop where it can be done; used only while no `send` is under way. What went out of a
+        message that did not go out whole is the channel's to complete, before anything else: it counts as sent if
+        the channel keeps the rest, and then `unsent` is true. Raises ChannelBroken.
+        """
+        return 0
+
+    @property
+    def unsent(self) -> bool:
+        """Whether something that `send_now` took waits for the next `send`, which may be of no messages."""
         return False
 
     @abstractmethod
     def set_max_message(self, size: int) -> None:
         """Messages of more than `size` bytes are refused from now on."""
-
-    @property
-    @abstractmethod
-    def progress_due(self) -> bool:
-        """Whether a message has begun to arrive and is not whole."""
 
     @abstractmethod
     async def send_eof(self) -> None:
@@ -103,14 +113,39 @@ class StreamChannel(Channel):
         self._framer = Framer(limits, framing, limits.unauthenticated_frame)
         self._progress = limits.frame_progress
         self.source = source
+        self._rest = b""
+        self._deadline: float | None = None  # for the end of a message that has begun to arrive
+        self._fd = stream.socket.fileno() if isinstance(stream, trio.SocketStream) else -1
 
     @property
     def framing(self) -> str | None:
         return self._framer.framing
 
+    def send_now(self, messages: list[bytes]) -> int:
+        if self._fd < 0 or self._rest or self._framer.framing == BARE:
+            return 0
+        data = self._framer.frame(messages)
+        try:
+            sent = os.write(self._fd, data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise ChannelBroken(str(error)) from error
+        self._rest = data[sent:]
+        return len(messages)
+
+    @property
+    def unsent(self) -> bool:
+        return bool(self._rest)
+
     async def send(self, messages: list[bytes]) -> None:
         try:
-            if self._framer.framing == "none":
+            if self._rest:
+                rest, self._rest = self._rest, b""
+                await self._stream.send_all(rest)
+                if not messages:
+                    return
+            if self._framer.framing == BARE:
                 for chunk in _chunks(messages):
                     await self._stream.send_all(chunk)
             else:
@@ -122,24 +157,40 @@ class StreamChannel(Channel):
         framer = self._framer
         messages = framer.take(most)
         while not messages:
-            try:
-                data = await self._stream.receive_some()
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                raise ChannelBroken(str(error.__cause__ or error) or "the connection is closed") from error
+            if not framer.pending:
+                self._deadline = None
+                data = await self._receive_some()
+            else:
+                if self._deadline is None:
+                    self._deadline = trio.current_time() + self._progress
+                with trio.move_on_at(self._deadline) as in_time:
+                    data = await self._receive_some()
+                if in_time.cancelled_caught:
+                    raise RemoteProtocolError(f"a message took more than {self._progress:g} s to arrive")
             if not data:
                 if framer.pending:
                     raise ChannelBroken("the connection ended inside a message")
                 return []
-            framer.feed(bytes(data))
+            framer.feed(data)
             messages = framer.take(most)
+        self._deadline = None
         return messages
+
+    async def _receive_some(self) -> bytes:
+        try:
+            if self._fd < 0:
+                return bytes(await self._stream.receive_some())
+            await trio.lowlevel.wait_readable(self._fd)
+            return os.read(self._fd, _READ)
+        except BlockingIOError:
+            return bytes(await self._stream.receive_some())
+        except OSError as error:
+            raise ChannelBroken(str(error)) from error
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise ChannelBroken(str(error.__cause__ or error) or "the connection is closed") from error
 
     def set_max_message(self, size: int) -> None:
         self._framer.max_message = size
-
-    @property
-    def progress_due(self) -> bool:
-        return self._framer.pending > 0
 
     async def send_eof(self) -> None:
         try:
@@ -148,6 +199,7 @@ class StreamChannel(Channel):
             raise ChannelBroken("the connection is closed") from error
 
     async def aclose(self) -> None:
+        self._fd = -1
         await trio.aclose_forcefully(self._stream)
 
 

@@ -227,10 +227,6 @@ class MemoryChannel(Channel):
     def set_max_message(self, size: int) -> None:
         self._max_message = size
 
-    @property
-    def progress_due(self) -> bool:
-        return False  # messages arrive whole
-
     async def send_eof(self) -> None:
         await trio.lowlevel.checkpoint()
         self._out.eof = True

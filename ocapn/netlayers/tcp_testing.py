@@ -7,6 +7,7 @@ and change everything. It binds to loopback addresses alone unless `insecure_bin
 from __future__ import annotations
 
 import ipaddress
+import re
 import secrets
 import socket
 
@@ -95,14 +96,14 @@ class TcpTestingNetlayer(Netlayer):
 
     async def dial(self, locator: PeerLocator, limits: Limits) -> StreamChannel:
         host, port = locator.hints.get("host"), locator.hints.get("port", "")
-        if host is None or not port.isdecimal() or not 0 < int(port[:6]) < 65536:
+        if host is None or not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
             raise BadLocator("a tcp-testing-only locator needs the hints host and port (1 to 65535)")
         framing = locator.hints.get("framing", self._framing)
         if framing not in FRAMINGS:
             raise BadLocator(f"the hint framing is one of {', '.join(FRAMINGS)}, not {framing!r}")
         try:
             stream = await trio.open_tcp_stream(host, int(port))
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: the host is no name that DNS could hold
             raise unreachable(locator, error) from error
         _tune(stream)
         return StreamChannel(stream, limits, framing)

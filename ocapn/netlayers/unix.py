@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import stat
 from pathlib import Path
 
 import trio
@@ -62,15 +63,21 @@ class UnixNetlayer(Netlayer):
 
 
 async def _remove_stale(path: str) -> None:
-    """Removes a socket file that nobody listens on. Raises ConnectFailed if it is something else."""
-    if not await trio.Path(path).exists():
+    """Removes a socket file that nobody listens on. Raises ConnectFailed if it is something else, or in use."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
         return
+    except OSError as error:
+        raise ConnectFailed(f"cannot listen on the socket file {path}: {error}") from error
+    if not stat.S_ISSOCK(mode):  # connecting to a regular file is refused too: it must not be taken for stale
+        raise ConnectFailed(f"{path} is in the way, and not a socket file; choose another path")
     try:
         stream = await trio.open_unix_socket(path)
     except ConnectionRefusedError:
         os.unlink(path)
     except OSError as error:
-        raise ConnectFailed(f"{path} is in the way, and not a socket file: {error}") from error
+        raise ConnectFailed(f"cannot tell whether somebody listens on {path}: {error}") from error
     else:
         await stream.aclose()
         raise ConnectFailed(f"another process listens on {path}; choose another path")

@@ -1,0 +1,358 @@
+"""One connection: from accept or dial, through the handshake, a session's reading and writing, to its close."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Final, Protocol, final
+
+import trio
+
+from ocapn.captp.handshake import Handshake, Refused
+from ocapn.captp.session import Session as CoreSession
+from ocapn.errors import Aborted, Disconnected, RemoteProtocolError, SessionEnded
+from ocapn.limits import Limits
+from ocapn.model.locators import PeerLocator
+from ocapn.netlayers.base import Channel, ChannelBroken, Netlayer
+from ocapn.trace import Tracer
+
+log: Final = logging.getLogger("ocapn.session")
+
+#: Messages taken from a connection at once: enough to amortise a pass of the loop, few enough to stay fair.
+_BATCH: Final = 64
+#: Bytes of received messages that may wait in turns before reading stops (durable.md, limits).
+_UNREAD_BYTES: Final = 8 << 20
+
+
+class Owner(Protocol):
+    """What a connection needs of the peer that it belongs to."""
+
+    limits: Limits
+    #: While true, sends do not wake anybody: `pump` is about to be called.
+    busy: bool
+
+    def pump(self) -> None:
+        """Runs turns, and sends what came of them."""
+
+    def established(self, connection: Connection) -> None:
+        """The connection has become a session."""
+
+    def gone(self, session: CoreSession) -> None:
+        """The connection of a session is closed."""
+
+    async def hear_out(self, location: PeerLocator) -> None:
+        """Lets a live session with `location` process what is readable on its connection."""
+
+
+@final
+class Session:
+    """A session with another peer, for applications that want to know: `peer.sessions`."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @property
+    def _core(self) -> CoreSession:
+        core = self._connection.session
+        assert core is not None
+        return core
+
+    @property
+    def location(self) -> PeerLocator:
+        """Where the other peer says it is."""
+        return self._core.location
+
+    @property
+    def netlayer(self) -> str:
+        """The transport that carries the session."""
+        return self._connection.netlayer.transport
+
+    @property
+    def authenticated(self) -> bool:
+        """Whether the netlayer proved to us that the other peer is the one that `location` names."""
+        return self._core.authenticated
+
+    @property
+    def ended(self) -> SessionEnded | None:
+        """Why the session is over, or None while it lives."""
+        return self._core.ended
+
+    def end(self, reason: str = "session ended") -> None:
+        """Ends the session with op:abort: `reason` is sent. Its references break on both sides."""
+        self._core.abort(reason)
+        self._connection.peer.pump()
+
+    async def writable(self) -> None:
+        """Waits until the outbox has room for application messages. Raises SessionEnded."""
+        await self._connection.writable()
+
+    def stats(self) -> dict[str, int]:
+        """Counts of messages and bytes since the start, and the present sizes of queues and tables."""
+        return self._core.stats()
+
+    def dump(self) -> dict[str, object]:
+        """Every slot of the session, readable, without secrets."""
+        return self._core.dump()
+
+    def check(self) -> None:
+        """The invariants of the session's tables. Raises AssertionError naming the first that does not hold."""
+        self._core.check()
+
+    def trace(self, write: Callable[[str], object] | None, *, secrets: bool = False) -> None:
+        """Switches the wire trace on, a line a message to `write`, or off with None.
+
+        Lines are in the notation of the specification. Swiss numbers and gift ids are left out unless `secrets`;
+        what applications send is not.
+        """
+        self._core.trace = None if write is None else Tracer(write, secrets=secrets)
+
+    def __repr__(self) -> str:
+        return repr(self._core)
+
+
+class Wakeup:
+    """A flag that one task waits on, set from synchronous code."""
+
+    __slots__ = ("_set", "_task")
+
+    def __init__(self) -> None:
+        self._set = False
+        self._task: trio.lowlevel.Task | None = None
+
+    def set(self) -> None:
+        self._set = True
+        if self._task is not None:
+            trio.lowlevel.reschedule(self._task)
+            self._task = None
+
+    async def wait(self) -> None:
+        """Returns once the flag was set since the last time; a checkpoint."""
+        if self._set:
+            await trio.lowlevel.checkpoint()
+        else:
+            self._task = trio.lowlevel.current_task()
+
+            def abort(_: object) -> trio.lowlevel.Abort:
+                self._task = None
+                return trio.lowlevel.Abort.SUCCEEDED
+
+            await trio.lowlevel.wait_task_rescheduled(abort)
+        self._set = False
+
+
+@final
+class Connection:
+    """One connection, from accept or dial to its close."""
+
+    def __init__(self, peer: Owner, netlayer: Netlayer, channel: Channel) -> None:
+        self.peer = peer
+        self.netlayer = netlayer
+        self.channel = channel
+        self.session: CoreSession | None = None
+        self.public: Session | None = None
+        self._sending = True  # until the write loop runs: the handshake's messages go first
+        self._room = trio.Event()
+        self._wakeup = Wakeup()
+        self._reading = trio.CancelScope()
+        self._read_room = Wakeup()
+
+    # The handshake
+
+    async def shake_hands(self, handshake: Handshake) -> CoreSession:
+        """From a connection to a session. Raises OCapNError, the connection then being closed."""
+        limits = self.peer.limits
+        try:
+            with trio.move_on_after(limits.handshake):
+                await self._send_outbound(handshake)
+                messages = await self.channel.receive(1)
+                if not messages:
+                    raise Disconnected("the connection ended before op:start-session")
+                start = handshake.read(messages[0])
+                if handshake.dialled is None:
+                    await self.peer.hear_out(start.location)
+                session = handshake.judge(start, trio.current_time())
+                self._live(session)
+                await self._send_outbound(handshake)
+                return session
+            raise Refused(f"no op:start-session within {limits.handshake:g} s")
+        except RemoteProtocolError as error:
+            handshake.refuse(str(error))
+            self._lost(str(error))
+            await self._close(handshake.outbound)
+            raise
+        except Aborted:
+            await self._close([], drain=True)
+            raise
+        except ChannelBroken as error:
+            self._lost(str(error))
+            await self._close([])
+            raise Disconnected(str(error)) from None
+        except BaseException:
+            self._lost("the peer was closed")
+            await self._close(handshake.outbound)
+            raise
+
+    def _lost(self, reason: str) -> None:
+        """The connection failed; if the session was there already, it is over before it ran."""
+        if self.session is not None:
+            self.session.disconnected(reason)
+            self.peer._gone(self.session)
+
+    async def _send_outbound(self, handshake: Handshake) -> None:
+        if handshake.outbound:
+            messages = handshake.outbound
+            handshake.outbound = []
+            await self.channel.send(messages)
+
+    def _live(self, session: CoreSession) -> None:
+        self.session = session
+        self.public = Session(self)
+        self.channel.set_max_message(self.peer.limits.frame)
+        session.on_end = self._ended
+        self.peer.established(self)
+        log.info("session with %s", session.location.uri)
+
+    # The session
+
+    async def run(self) -> None:
+        """Reads and writes until the session has ended, then closes the connection."""
+        session = self.session
+        assert session is not None
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write_loop, session)
+                with self._reading:
+                    await self._read_loop(session)
+                session.disconnected("the connection was closed")
+                self._wakeup.set()
+                nursery.cancel_scope.deadline = trio.current_time() + self.peer.limits.closing
+        finally:
+            session.disconnected("the peer was closed")
+            self._room.set()
+            await self._close([])
+            self.peer.gone(session)
+
+    async def _read_loop(self, session: CoreSession) -> None:
+        channel = self.channel
+        limits = self.peer.limits
+        peer = self.peer
+        try:
+            while session.ended is None:
+                messages = await channel.receive(_BATCH)
+                if not messages:
+                    session.disconnected("the peer closed the connection")
+                    break
+                session.last_heard = trio.current_time()
+                peer.busy = True  # `_pump` follows: nobody has to be woken for it
+                try:
+                    for message in messages:
+                        session.receive(message)
+                finally:
+                    peer.busy = False
+                    peer.pump()
+                while (
+                    session.queued_turns > limits.queued_turns or session.queued_bytes > _UNREAD_BYTES
+                ) and session.ended is None:
+                    await self._read_room.wait()
+        except SessionEnded as error:
+            log.info("session with %s: %s", session.location.uri, error)
+        except RemoteProtocolError as error:
+            log.warning("session with %s aborted: %s", session.location.uri, error)
+            session.abort(str(error))
+        except ChannelBroken as error:
+            session.disconnected(str(error))
+        peer.pump()
+
+    async def _write_loop(self, session: CoreSession) -> None:
+        channel = self.channel
+        self._sending = False
+        try:
+            while True:
+                messages = session.take()
+                if messages or channel.unsent:
+                    self._sending = True
+                    await channel.send(messages)
+                    self._sending = False
+                    self._written(session, messages)
+                elif session.ended is not None:
+                    break
+                else:
+                    await self._wakeup.wait()
+            if not isinstance(session.ended, Disconnected):
+                await channel.send_eof()
+                with trio.move_on_after(self.peer.limits.draining):
+                    while await channel.receive(_BATCH):
+                        pass
+        except (ChannelBroken, RemoteProtocolError) as error:
+            session.disconnected(str(error))
+
+    def _written(self, session: CoreSession, messages: list[bytes]) -> None:
+        session.written(len(messages), sum(map(len, messages)))
+        if not self._room.is_set():
+            limits = self.peer.limits
+            if session.outbox_frames < limits.outbox_frames and session.outbox_bytes < limits.outbox_bytes:
+                self._room.set()
+
+    def flush(self) -> None:
+        """There is something to send: it is sent at once if it can be, otherwise the writer is woken."""
+        session = self.session
+        assert session is not None
+        if not self._sending and session.ended is None:
+            channel = self.channel
+            if not channel.unsent:
+                messages = session.take()
+                if not messages:
+                    return
+                try:
+                    sent = channel.send_now(messages)
+                except ChannelBroken as error:
+                    session.disconnected(str(error))
+                    return
+                if sent:
+                    self._written(session, messages[:sent])
+                if sent == len(messages) and not channel.unsent:
+                    return
+                session.put_back(messages[sent:])
+        if session.overflown and session.ended is None:
+            session.abort("the peer does not read what it is sent")
+        self._wakeup.set()
+
+    def read_on(self) -> None:
+        """Turns have run: reading may go on."""
+        self._read_room.set()
+
+    def _ended(self, error: SessionEnded) -> None:
+        self._reading.cancel()
+        self._wakeup.set()
+        self._room.set()
+
+    async def writable(self) -> None:
+        session = self.session
+        assert session is not None
+        limits = self.peer.limits
+        await trio.lowlevel.checkpoint()
+        while session.ended is None and (
+            session.outbox_frames >= limits.outbox_frames or session.outbox_bytes >= limits.outbox_bytes
+        ):
+            if self._room.is_set():
+                self._room = trio.Event()
+            await self._room.wait()
+        if session.ended is not None:
+            raise session.ended
+
+    async def _close(self, last: list[bytes], *, drain: bool = False) -> None:
+        """Flush, half-close, drain, close: a plain close with unread input would reset the connection."""
+        with trio.CancelScope(shield=True):
+            if last or drain:
+                with trio.move_on_after(self.peer.limits.draining):
+                    try:
+                        if last:
+                            await self.channel.send(last)
+                        await self.channel.send_eof()
+                        while await self.channel.receive(_BATCH):
+                            pass
+                    except (ChannelBroken, RemoteProtocolError):
+                        pass
+            await self.channel.aclose()

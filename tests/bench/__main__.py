@@ -1,0 +1,278 @@
+"""Throughput beside raw baselines: `python -m tests.bench [--json] [--quick] [NAME …]`.
+
+Two processes over loopback TCP. Each figure is the median of five, taken in turn with its baseline in the same run,
+and the ratio is what counts: machines differ, and are shared.
+
+    sequential        one call after another; both processes on one core; against a raw trio echo likewise
+    outstanding_1000  1,000 calls under way; against the raw echo with a core each
+    one_way           messages that want no answer; against the same
+    chain_100         calls in chains of promises of depth 100; against the same
+    sessions          connect, handshake, first call; against a raw connect and echo
+    syrup_*           a 150-byte deliver and a 10 kB value; against cbor2 on the same value
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+import cbor2
+import trio
+
+import ocapn
+from ocapn import E, Symbol, send_only
+from ocapn.codec import syrup
+from ocapn.codec.operations import OPERATIONS
+from ocapn.limits import Limits
+
+ROUNDS = 5
+SMALL: list[object] = ["alice", "bob", 42, {"memo": "thanks for the lunch", "currency": "EUR"}, True, bytes(16)]
+RAW_MESSAGE = bytes(150)
+
+Figures = dict[str, dict[str, float]]
+Measure = Callable[[], Awaitable[float]]
+
+
+@contextmanager
+def server(pin: int | None = None) -> Iterator[tuple[str, int]]:
+    """The served process: the sturdyref's URI, and the port of the raw echo."""
+    command = [sys.executable, "-m", "tests.bench.server"]
+    if pin is not None:
+        command += ["--pin", str(pin)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())
+        yield told["uri"], told["raw"]
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+async def _rate(count: int, work: Callable[[int], Awaitable[None]]) -> float:
+    start = time.perf_counter()
+    await work(count)
+    return count / (time.perf_counter() - start)
+
+
+async def _pair(ours: Measure, baseline: Measure) -> dict[str, float]:
+    """Medians of both, measured in turn."""
+    await ours()  # warm up
+    await baseline()
+    rates, baselines = [], []
+    for _ in range(ROUNDS):
+        rates.append(await ours())
+        baselines.append(await baseline())
+    rate, base = statistics.median(rates), statistics.median(baselines)
+    return {"rate": round(rate, 1), "baseline": round(base, 1), "ratio": round(rate / base, 3)}
+
+
+class Calls:
+    """The benchmarks over a connection."""
+
+    def __init__(self, ref: ocapn.Ref, raw: trio.SocketStream, scale: float) -> None:
+        self.ref = ref
+        self.raw = raw
+        self.scale = scale
+
+    async def raw_echo(self) -> float:
+        async def work(count: int) -> None:
+            for _ in range(count):
+                await self.raw.send_all(RAW_MESSAGE)
+                left = len(RAW_MESSAGE)
+                while left:
+                    left -= len(await self.raw.receive_some())
+
+        return await _rate(int(3000 * self.scale), work)
+
+    async def sequential(self) -> float:
+        async def work(count: int) -> None:
+            for _ in range(count):
+                await E(self.ref).echo(*SMALL)
+
+        return await _rate(int(2000 * self.scale), work)
+
+    async def outstanding_1000(self) -> float:
+        async def work(count: int) -> None:
+            for _ in range(count // 1000):
+                promises = [E(self.ref).echo(*SMALL) for _ in range(1000)]
+                for promise in promises:
+                    await promise
+
+        return await _rate(max(1000, int(10_000 * self.scale) // 1000 * 1000), work)
+
+    async def one_way(self) -> float:
+        session = self.ref._import.session
+
+        async def work(count: int) -> None:
+            for i in range(count):
+                send_only(self.ref).note(*SMALL)
+                if i % 1000 == 999:  # let the writer run, as a program that has other tasks does
+                    await trio.lowlevel.checkpoint()
+                    while session.outbox_frames > 5000:
+                        await trio.lowlevel.checkpoint()
+            got = await E(self.ref).counted()
+            if got != count:
+                raise AssertionError(f"{count} messages were sent, and {got} arrived")
+
+        return await _rate(int(30_000 * self.scale), work)
+
+    async def chain_100(self) -> float:
+        async def work(count: int) -> None:
+            for _ in range(count // 100):
+                promise = E(self.ref).me()
+                for _ in range(99):
+                    promise = promise.me()
+                await promise
+
+        return await _rate(max(100, int(10_000 * self.scale) // 100 * 100), work)
+
+
+async def _connected(uri: str, port: int, scale: float, names: list[str]) -> Figures:
+    figures: Figures = {}
+    async with ocapn.open_peer([ocapn.TcpTestingNetlayer(listen=False)]) as peer:
+        ref = await peer.enliven(uri)
+        async with await trio.open_tcp_stream("127.0.0.1", port) as raw:
+            calls = Calls(ref, raw, scale)
+            for name in names:
+                figures[name] = await _pair(getattr(calls, name), calls.raw_echo)
+    return figures
+
+
+async def _sessions(uri: str, port: int, scale: float) -> dict[str, float]:
+    async with ocapn.open_peer([ocapn.TcpTestingNetlayer(listen=False)]) as peer:
+
+        async def work(count: int) -> None:
+            for _ in range(count):
+                await peer.enliven(uri)
+                peer.sessions[0].end("measured")
+
+        async def raw_work(count: int) -> None:
+            for _ in range(count):
+                async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+                    await stream.send_all(RAW_MESSAGE)
+                    left = len(RAW_MESSAGE)
+                    while left:
+                        left -= len(await stream.receive_some())
+
+        count = int(200 * scale)
+        return await _pair(lambda: _rate(count, work), lambda: _rate(count, raw_work))
+
+
+def _cbor(value: object) -> object:
+    """The value as the CBOR codec writes it: records are tag 27, symbols tag 280."""
+    if isinstance(value, syrup.Record):
+        return cbor2.CBORTag(27, [value.label.name, *[_cbor(field) for field in value.fields]])
+    if isinstance(value, Symbol):
+        return cbor2.CBORTag(280, value.name)
+    if isinstance(value, list):
+        return [_cbor(item) for item in value]
+    return value
+
+
+def _timed(work: Callable[[], object], seconds: float) -> float:
+    count = 0
+    start = time.perf_counter()
+    while (now := time.perf_counter()) < start + seconds:
+        for _ in range(100):
+            work()
+        count += 100
+    return count / (now - start)
+
+
+def _codec(scale: float) -> Figures:
+    limits = Limits()
+    encoder = syrup.Encoder(limits)
+    deliver = syrup.Record(
+        Symbol("op:deliver"),
+        [
+            syrup.Record(Symbol("desc:export"), [5]),
+            [Symbol("transfer"), *SMALL],
+            17,
+            syrup.Record(Symbol("desc:import-object"), [23]),
+        ],
+    )
+    large = [
+        {"id": i, "name": f"item number {i}", "tags": ["red", "green"], "price": i * 1.5, "data": bytes(40)}
+        for i in range(75)
+    ]
+    figures: Figures = {}
+    for name, value, records in (("small", deliver, OPERATIONS), ("10k", large, syrup.ANY_RECORD)):
+        data, other = encoder.encode(value), _cbor(value)
+        other_data = cbor2.dumps(other)
+        decoder = syrup.Decoder(limits, records)
+        pairs: list[tuple[str, Callable[[], object], Callable[[], object]]] = [
+            ("encode", lambda v=value: encoder.encode(v), lambda o=other: cbor2.dumps(o)),  # type: ignore[misc]
+            ("decode", lambda r=decoder, d=data: r.decode(d), lambda d=other_data: cbor2.loads(d)),  # type: ignore[misc]
+        ]
+        for verb, ours, baseline in pairs:
+            rates, baselines = [], []
+            for _ in range(ROUNDS):
+                rates.append(_timed(ours, 0.3 * scale))
+                baselines.append(_timed(baseline, 0.3 * scale))
+            rate, base = statistics.median(rates), statistics.median(baselines)
+            figures[f"syrup_{verb}_{name}"] = {
+                "rate": round(rate, 1),
+                "baseline": round(base, 1),
+                "ratio": round(rate / base, 3),
+            }
+    return figures
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the work, for a first look")
+    parser.add_argument("names", nargs="*", help="only these figures")
+    arguments = parser.parse_args()
+    scale = 0.1 if arguments.quick else 1.0
+    figures: Figures = {}
+
+    def wanted(*names: str) -> list[str]:
+        return [name for name in names if not arguments.names or name in arguments.names]
+
+    def note(text: str) -> None:
+        if not arguments.json:
+            print(text, file=sys.stderr, flush=True)
+
+    cores = os.sched_getaffinity(0)
+    if wanted("sequential"):
+        note("sequential, both processes on one core …")
+        core = min(cores)
+        with server(core) as (uri, port):
+            os.sched_setaffinity(0, {core})
+            figures |= trio.run(_connected, uri, port, scale, ["sequential"])
+            os.sched_setaffinity(0, cores)
+    names = wanted("outstanding_1000", "one_way", "chain_100")
+    if names or wanted("sessions"):
+        with server() as (uri, port):
+            if names:
+                note(", ".join(names) + " …")
+                figures |= trio.run(_connected, uri, port, scale, names)
+            if wanted("sessions"):
+                note("sessions …")
+                figures["sessions"] = trio.run(_sessions, uri, port, scale)
+    codec = wanted("syrup_encode_small", "syrup_decode_small", "syrup_encode_10k", "syrup_decode_10k")
+    if codec:
+        note("Syrup …")
+        figures |= {name: figure for name, figure in _codec(scale).items() if name in codec}
+    if arguments.json:
+        print(json.dumps(figures))
+        return
+    print(f"{'':20}{'rate/s':>12}{'baseline/s':>12}{'ratio':>8}")
+    for name, figure in figures.items():
+        print(f"{name:20}{figure['rate']:>12,.0f}{figure['baseline']:>12,.0f}{figure['ratio']:>8.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The served half of the benchmark: `python -m tests.bench.server [--pin CPU]` prints a JSON line, then serves."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+
+import trio
+
+import ocapn
+
+
+class Served(ocapn.Target):
+    """What the calls go to."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @ocapn.method
+    def echo(self, *values: object) -> list[object]:
+        return list(values)
+
+    @ocapn.method
+    def note(self, *values: object) -> None:
+        self.count += 1
+
+    @ocapn.method
+    def counted(self) -> int:
+        count, self.count = self.count, 0
+        return count
+
+    @ocapn.method
+    def me(self) -> Served:
+        return self
+
+
+async def _echo(stream: trio.SocketStream) -> None:
+    """The raw baseline: what comes in goes out."""
+    try:
+        async for data in stream:
+            await stream.send_all(data)
+    except trio.BrokenResourceError:
+        pass  # the client measured what it wanted and left
+
+
+async def serve() -> None:
+    """Serves until killed."""
+    netlayer = ocapn.TcpTestingNetlayer()
+    async with ocapn.open_peer([netlayer]) as peer, trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        uri = peer.export(Served()).uri
+        print(json.dumps({"uri": uri, "raw": listener.socket.getsockname()[1]}), flush=True)
+        nursery.start_soon(trio.serve_listeners, _echo, [listener])
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--pin", type=int)
+    pin = parser.parse_args().pin
+    if pin is not None:
+        os.sched_setaffinity(0, {pin})
+    trio.run(serve)
+
+
+if __name__ == "__main__":
+    main()
