@@ -31,6 +31,9 @@ class Owner(Protocol):
     #: While true, sends do not wake anybody: `pump` is about to be called.
     busy: bool
 
+    #: Connections that read on once turns have run.
+    paused: list[Connection]
+
     def pump(self) -> None:
         """Runs turns, and sends what came of them."""
 
@@ -81,8 +84,7 @@ class Session:
 
     def end(self, reason: str = "session ended") -> None:
         """Ends the session with op:abort: `reason` is sent. Its references break on both sides."""
-        self._core.abort(reason)
-        self._connection.peer.pump()
+        self._core.abort(reason)  # the peer is woken; a pump here would run turns in the caller's stack
 
     async def writable(self) -> None:
         """Waits until the outbox has room for application messages. Raises SessionEnded."""
@@ -198,7 +200,7 @@ class Connection:
         """The connection failed; if the session was there already, it is over before it ran."""
         if self.session is not None:
             self.session.disconnected(reason)
-            self.peer._gone(self.session)
+            self.peer.gone(self.session)
 
     async def _send_outbound(self, handshake: Handshake) -> None:
         if handshake.outbound:
@@ -236,7 +238,6 @@ class Connection:
 
     async def _read_loop(self, session: CoreSession) -> None:
         channel = self.channel
-        limits = self.peer.limits
         peer = self.peer
         try:
             while session.ended is None:
@@ -252,9 +253,10 @@ class Connection:
                 finally:
                     peer.busy = False
                     peer.pump()
-                while (
-                    session.queued_turns > limits.queued_turns or session.queued_bytes > _UNREAD_BYTES
-                ) and session.ended is None:
+                if not self._room.is_set() and session.has_room:
+                    self._room.set()
+                while self._full():
+                    peer.paused.append(self)
                     await self._read_room.wait()
         except SessionEnded as error:
             log.info("session with %s: %s", session.location.uri, error)
@@ -290,10 +292,8 @@ class Connection:
 
     def _written(self, session: CoreSession, messages: list[bytes]) -> None:
         session.written(len(messages), sum(map(len, messages)))
-        if not self._room.is_set():
-            limits = self.peer.limits
-            if session.outbox_frames < limits.outbox_frames and session.outbox_bytes < limits.outbox_bytes:
-                self._room.set()
+        if not self._room.is_set() and session.has_room:
+            self._room.set()
 
     def flush(self) -> None:
         """There is something to send: it is sent at once if it can be, otherwise the writer is woken."""
@@ -319,9 +319,20 @@ class Connection:
             session.abort("the peer does not read what it is sent")
         self._wakeup.set()
 
-    def read_on(self) -> None:
-        """Turns have run: reading may go on."""
+    def read_on(self) -> bool:
+        """Turns have run: reading goes on if few enough of this session's are left. Says whether it does."""
+        if self._full():
+            return False
         self._read_room.set()
+        return True
+
+    def _full(self) -> bool:
+        """Whether reading has to wait for turns to run."""
+        session = self.session
+        assert session is not None
+        return session.ended is None and (
+            session.queued_turns > self.peer.limits.queued_turns or session.queued_bytes > _UNREAD_BYTES
+        )
 
     def _ended(self, error: SessionEnded) -> None:
         self._reading.cancel()
@@ -331,11 +342,8 @@ class Connection:
     async def writable(self) -> None:
         session = self.session
         assert session is not None
-        limits = self.peer.limits
         await trio.lowlevel.checkpoint()
-        while session.ended is None and (
-            session.outbox_frames >= limits.outbox_frames or session.outbox_bytes >= limits.outbox_bytes
-        ):
+        while session.ended is None and not session.has_room:
             if self._room.is_set():
                 self._room = trio.Event()
             await self._room.wait()

@@ -30,6 +30,7 @@ from ocapn.errors import (
     ConnectFailed,
     Disconnected,
     OCapNError,
+    RemoteError,
     TooBusy,
 )
 from ocapn.limits import Limits
@@ -90,6 +91,7 @@ class Peer:
         self._wake_queued = False
         self._closing = False
         self._all_closed = trio.Event()
+        self.paused: list[Connection] = []
         self.busy = False  # in `_pump`, or about to call it
         self._service: trio.Nursery | None = None
         self._methods: trio.Nursery | None = None
@@ -148,20 +150,22 @@ class Peer:
             await trio.lowlevel.checkpoint()
             found = self._node.swiss.get(sturdyref.swiss)
             if found is None:
-                raise ConnectFailed("this peer has no object with that swiss number")
+                raise RemoteError("no object has that swiss number")
             return await found if isinstance(found, Promise) else found
         session = await self._session_with(sturdyref.peer)
         question = session.deliver(session.bootstrap, [FETCH, sturdyref.swiss])
         return await cast(Promise, question.handle())
 
     async def connect(self, locator: PeerLocator | str) -> Session:
-        """The session with a peer; dials if there is none. Raises ConnectFailed, BadLocator."""
+        """The session with a peer; dials if there is none. Raises ConnectFailed, BadLocator, SessionEnded."""
         if isinstance(locator, str):
             locator = PeerLocator.parse(locator)
         session = await self._session_with(locator)
-        public = self._connections[session].public
-        assert public is not None
-        return public
+        connection = self._connections.get(session)
+        if connection is None:  # it came, and went before this task ran
+            raise session.ended or ConnectFailed(f"the session with {locator.uri} is over")
+        assert connection.public is not None
+        return connection.public
 
     def locator(self, transport: str | None = None) -> PeerLocator:
         """The locator of this peer over a transport; over the first that listens, or the first, by default.
@@ -212,6 +216,7 @@ class Peer:
             return
         node = self._node
         self.busy = True
+        current = current_node.set(node)  # whoever called: methods find their own peer
         try:
             node.run(self.limits.slice_turns)
             node.collect()
@@ -224,7 +229,10 @@ class Peer:
             for tell in result.events:
                 tell()
         finally:
+            current_node.reset(current)
             self.busy = False
+        if self.paused:
+            self.paused = [connection for connection in self.paused if not connection.read_on()]
         if not node.idle:
             self._wakeup.set()
 
@@ -232,8 +240,6 @@ class Peer:
         while True:
             await self._wakeup.wait()
             self.pump()
-            for connection in self._connections.values():
-                connection.read_on()
 
     def _collect_soon(self) -> None:
         self._garbage.set()
@@ -488,6 +494,9 @@ class Peer:
         with trio.CancelScope(shield=True), trio.move_on_after(self.limits.closing + self.limits.draining):
             for session in list(self._connections):
                 session.abort("the peer was closed")
+            wanted, self._wanted = self._wanted, {}
+            for one in wanted.values():
+                one.settle(ConnectFailed("this peer is closing"))
             self.pump()
             if self._connections:
                 await self._all_closed.wait()

@@ -41,7 +41,7 @@ def method(function: _F | None = None, /, *, name: str | None = None) -> _F | Ca
     def mark(function: _F) -> _F:
         if not callable(function):
             raise TypeError("@method marks functions; put it below @staticmethod and the like")
-        setattr(function, _MARK, name or function.__name__)
+        setattr(function, _MARK, function.__name__ if name is None else name)
         return function
 
     return mark if function is None else mark(function)

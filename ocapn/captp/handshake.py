@@ -160,7 +160,8 @@ class Handshake:
             raise Refused("there is a session with this location already")
         dial = None if self.dialled is not None else node.dials.get(location)
         if dial is not None:
-            if dial.key.public_id > public_id(start.public_key):
+            # A dial that has not sent its hello is dropped: the other side could not reach the same verdict.
+            if not dial.outbound and dial.key.public_id > public_id(start.public_key):
                 raise Refused("crossed hellos: the other connection is the session")
             dial.drop("crossed hellos: the other connection is the session")
         if self.dialled is None:

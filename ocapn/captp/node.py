@@ -133,6 +133,7 @@ class Node:
         self.turns: deque[Turn] = deque()
         self._held_back: dict[int, deque[Turn]] = {}
         self._finalised: deque[RemoteVow | Import] = deque()
+        self._collecting = False  # `wake` was called for what is finalised
         self._settled: deque[tuple[Vow, list[Waiting]]] = deque()
         self._settling = False
         self._dirty: list[Session] = []
@@ -268,11 +269,13 @@ class Node:
     def finalised(self, item: RemoteVow | Import) -> None:
         """A handle is gone. Called by finalisers, in any thread: only queues, and wakes the loop."""
         self._finalised.append(item)
-        if len(self._finalised) == 1:
+        if not self._collecting:
+            self._collecting = True
             self.wake()
 
     def collect(self) -> None:
         """Releases what finalisers reported."""
+        self._collecting = False  # before looking: what comes meanwhile, in another thread, wakes again
         finalised = self._finalised
         while finalised:
             finalised.popleft().release()

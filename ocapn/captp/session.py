@@ -673,6 +673,16 @@ class Session:
         self.outbox_bytes -= size
 
     @property
+    def has_room(self) -> bool:
+        """Whether an application may send: neither the outbox is full, nor are too many answers owed."""
+        limits = self.node.limits
+        return (
+            self.outbox_frames < limits.outbox_frames
+            and self.outbox_bytes < limits.outbox_bytes
+            and len(self.tables.questions) < limits.answers
+        )
+
+    @property
     def overflown(self) -> bool:
         """Whether so much waits that the session must end: its peer does not read."""
         limits = self.node.limits

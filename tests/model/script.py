@@ -1,0 +1,89 @@
+"""Scripts: what the machine does, as plain numbers that Hypothesis draws, shrinks and prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+import attrs
+
+#: An operation and what it is applied to; each number is taken modulo what there is.
+Step = tuple[int, int, int, int, int]
+
+
+@attrs.frozen
+class Script:
+    """One run. `links` has a bit for each pair of peers that are linked from the start (0-1, 0-2, 1-2)."""
+
+    steps: tuple[Step, ...]
+    peers: int = 2
+    links: int = 7
+    seed: int = 0
+    delays: bool = False
+    cuts: bool = False
+
+    def __str__(self) -> str:
+        lines = "".join(f"        {step},\n" for step in self.steps)
+        return (
+            f"Script(\n    (\n{lines}    ),\n    peers={self.peers}, links={self.links}, seed={self.seed}, "
+            f"delays={self.delays}, cuts={self.cuts},\n)"
+        )
+
+
+def random_script(random: Random, *, cuts: bool | None = None, longest: int = 60) -> Script:
+    """A script for a campaign."""
+    length = random.randint(3, longest)
+    small = random.random() < 0.5  # few different things: steps meet more often
+    top = 5 if small else 255
+
+    def number() -> int:
+        return random.randint(0, top)
+
+    return Script(
+        tuple((random.randint(0, 255), number(), number(), number(), number()) for _ in range(length)),
+        peers=random.choice((2, 3, 3)),
+        links=random.randint(1, 7),
+        seed=random.randint(0, 1 << 16),
+        delays=random.random() < 0.5,
+        cuts=random.random() < 0.3 if cuts is None else cuts,
+    )
+
+
+def shrink(script: Script, fails: Callable[[Script], bool], most: int = 3000) -> Script:
+    """A smaller script that still fails: steps left out, then numbers made small."""
+    tries = 0
+
+    def better(candidate: Script) -> bool:
+        nonlocal tries
+        tries += 1
+        return tries <= most and fails(candidate)
+
+    changed = True
+    while changed and tries < most:
+        changed = False
+        size = max(1, len(script.steps) // 2)
+        while size:
+            at = 0
+            while at < len(script.steps):
+                candidate = attrs.evolve(script, steps=script.steps[:at] + script.steps[at + size :])
+                if better(candidate):
+                    script, changed = candidate, True
+                else:
+                    at += size
+            size //= 2
+        for simpler in ({"cuts": False}, {"delays": False}, {"peers": 2}, {"seed": 0}, {"links": 7}):
+            candidate = attrs.evolve(script, **simpler)
+            if candidate != script and better(candidate):
+                script, changed = candidate, True
+        for i, step in enumerate(script.steps):
+            for j in range(1, 5):
+                for value in sorted({0, 1, 2, step[j] // 2, step[j] - 1}):
+                    if 0 <= value < script.steps[i][j]:
+                        one = list(script.steps[i])
+                        one[j] = value
+                        steps = (*script.steps[:i], (one[0], one[1], one[2], one[3], one[4]), *script.steps[i + 1 :])
+                        candidate = attrs.evolve(script, steps=steps)
+                        if better(candidate):
+                            script, changed = candidate, True
+                            break
+    return script

@@ -1,0 +1,98 @@
+"""Objects and short-cuts that the tests of the public API share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+import trio.testing
+
+from ocapn import Peer, Session, Target, method
+
+
+class Echo(Target):
+    """Gives back what it is given."""
+
+    @method
+    def echo(self, value: object) -> object:
+        return value
+
+
+class Recorder(Target):
+    """Writes down what it is told, in the order in which the messages were begun."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    @method
+    def note(self, value: object) -> None:
+        self.seen.append(value)
+
+    @method
+    async def note_later(self, value: object) -> None:
+        """As `note`, from the first step of a task."""
+        self.seen.append(value)
+        await trio.lowlevel.checkpoint()
+
+
+class Box(Target):
+    """Keeps one thing."""
+
+    def __init__(self, content: object = None) -> None:
+        self.content: Any = content
+
+    @method
+    def put(self, content: object) -> None:
+        self.content = content
+
+    @method
+    def get(self) -> object:
+        return self.content
+
+    @method
+    def drop(self) -> None:
+        self.content = None
+
+
+class Gate(Target):
+    """Answers `wait` when it is opened."""
+
+    def __init__(self) -> None:
+        self.opened = trio.Event()
+        self.waiting = 0
+
+    @method
+    async def wait(self, value: object = None) -> object:
+        self.waiting += 1
+        await self.opened.wait()
+        return value
+
+
+async def far(exporter: Peer, importer: Peer, obj: object) -> Any:
+    """What `importer` holds of an object of `exporter`."""
+    return await importer.enliven(exporter.export(obj))
+
+
+def between(peer: Peer, other: Peer) -> Session:
+    """The session that `peer` has with `other`."""
+    (session,) = [session for session in peer.sessions if session.location == other.locator()]
+    return session
+
+
+async def settle() -> None:
+    """Lets everything run that can, without moving the clock."""
+    await trio.testing.wait_all_tasks_blocked()
+
+
+class Trace:
+    """The lines of a session's trace; `sent` and `received` pick those that begin with an operation."""
+
+    def __init__(self, session: Session) -> None:
+        self.lines: list[str] = []
+        session.trace(self.lines.append)
+
+    def sent(self, operation: str = "") -> list[str]:
+        return [line for line in self.lines if line.startswith(f"-> <{operation}")]
+
+    def received(self, operation: str = "") -> list[str]:
+        return [line for line in self.lines if line.startswith(f"<- <{operation}")]
