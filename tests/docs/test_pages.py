@@ -1,0 +1,79 @@
+"""What the README and the pages of spec/ say is what the code does."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import ocapn
+from ocapn.captp.handshake import TRANSITIONS
+from ocapn.codec.operations import DIALECTS
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+WIRE = (ROOT / "spec" / "wire.md").read_text()
+
+
+def _rows(page: str, header: str) -> list[list[str]]:
+    """The rows of the table that begins with `header`, cells stripped."""
+    lines = page[page.index(header) :].splitlines()[2:]
+    rows = []
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+def test_the_states_in_the_specification_are_those_of_the_handshake() -> None:
+    rows = _rows(WIRE, "| state | event | next |")
+    written = {(state, event): following for state, event, following, _ in rows}
+    assert written == {
+        (state.value, event.value): following.value for (state, event), following in TRANSITIONS.items()
+    }
+    assert len(rows) == len(written)
+
+
+def test_the_dialects_in_the_specification_are_those_of_the_code() -> None:
+    paragraph = WIRE[WIRE.index("**Dialects.**") :].split("\n\n")[0]
+    assert set(re.findall(r"`(20\d\d-\d\d[\w-]*)`", paragraph)) == set(DIALECTS)
+
+
+def test_the_names_in_the_readme_exist() -> None:
+    table = README[README.index("## What there is") :].split("\n\n")[1]
+    names = set(
+        re.findall(
+            r"\b(?:[A-Z]\w+|send_only|field|index|untag|when_broken|is_settled|make_promise|open_peer)\b",
+            table,
+        )
+    )
+    names -= {"OCapN", "Python"}
+    assert len(names) > 15
+    assert sorted(name for name in names if not hasattr(ocapn, name)) == []
+
+
+def test_the_first_program_of_the_readme_runs(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    server, client = (tmp_path / "greeter.py"), (tmp_path / "caller.py")
+    server.write_text(blocks[0])
+    client.write_text(blocks[1])
+    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    with subprocess.Popen(
+        [sys.executable, str(server)], stdout=subprocess.PIPE, text=True, env=environment
+    ) as served:
+        assert served.stdout is not None
+        uri = served.stdout.readline().strip()
+        try:
+            printed = subprocess.run(
+                [sys.executable, str(client), uri],
+                capture_output=True,
+                text=True,
+                timeout=30,
+                check=True,
+                env=environment,
+            ).stdout
+        finally:
+            served.kill()
+    assert printed == "Hello, Alice!\n"

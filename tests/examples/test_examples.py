@@ -1,0 +1,57 @@
+"""The examples do what they say, over real connections."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import trio_test_real
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SAID = {
+    "greeter": ["Hello, Bob!", "Hello, Carol!"],
+    "car_factory": ["Vroom! I am a red zoomracer car!"],
+    "chat": [
+        "refused: NameTaken: Bob is here already",
+        "Carol hears Bob: hello, all",
+        "Carol hears Bob: a word between us",
+        "Bob's peer has a session with Carol's: True",
+    ],
+    "attenuation": ["Draft", "Final", "no method is called 'write'"],
+    "revocation": ["page 1", "Revoked: this was given for a while, and the while is over"],
+}
+
+
+def test_every_example_is_tested() -> None:
+    files = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"__init__"}
+    assert files == set(SAID)
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_example(name: str) -> None:
+    example = importlib.import_module(f"examples.{name}")
+    results: list[object] = []
+
+    @trio_test_real
+    async def run() -> None:
+        results.append(await example.main())
+
+    run()
+    assert results == [SAID[name] if name != "car_factory" else SAID[name][0]]
+
+
+def test_an_example_runs_as_a_program() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "examples.chat"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert ran.stdout.splitlines() == SAID["chat"]
