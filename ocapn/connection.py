@@ -203,10 +203,11 @@ class Connection:
             self.peer.gone(self.session)
 
     async def _send_outbound(self, handshake: Handshake) -> None:
-        if handshake.outbound:
-            messages = handshake.outbound
-            handshake.outbound = []
-            await self.channel.send(messages)
+        messages, handshake.outbound = handshake.outbound, []
+        if messages:
+            rest = messages[self.channel.send_now(messages) :]
+            if rest or self.channel.unsent:
+                await self.channel.send(rest)
 
     def _live(self, session: CoreSession) -> None:
         self.session = session
@@ -285,9 +286,8 @@ class Connection:
             if not isinstance(session.ended, Disconnected):
                 await channel.send_eof()
                 with trio.move_on_after(self.peer.limits.draining):
-                    while await channel.receive(_BATCH):
-                        pass
-        except (ChannelBroken, RemoteProtocolError) as error:
+                    await channel.drain()
+        except ChannelBroken as error:
             session.disconnected(str(error))
 
     def _written(self, session: CoreSession, messages: list[bytes]) -> None:
@@ -359,8 +359,7 @@ class Connection:
                         if last:
                             await self.channel.send(last)
                         await self.channel.send_eof()
-                        while await self.channel.receive(_BATCH):
-                            pass
-                    except (ChannelBroken, RemoteProtocolError):
+                        await self.channel.drain()
+                    except ChannelBroken:
                         pass
             await self.channel.aclose()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from hashlib import sha256
-from typing import final
+from typing import Final, final
 
 from nacl.exceptions import BadSignatureError, CryptoError
 from nacl.signing import SigningKey, VerifyKey
 
 from ocapn.codec.operations import Envelope, Give, Receive, public_key_value, signature_value
-from ocapn.codec.syrup import encode
+from ocapn.codec.syrup import Encoder, encode
+from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
+
+_LIMITS: Final = Limits()
 
 
 @final
@@ -58,13 +61,21 @@ def location_message(location: PeerLocator) -> bytes:
 
 
 def sign_give(
-    key: SessionKey, receiver_key: bytes, exporter: PeerLocator, session: bytes, gift_id: bytes
+    key: SessionKey,
+    receiver_key: bytes,
+    exporter: PeerLocator,
+    session: bytes,
+    gift_id: bytes,
+    text_order: bool = False,
 ) -> bytes:
-    """The encoded envelope of a `desc:handoff-give`, by the gifter's key in the gifter-exporter session."""
+    """The encoded envelope of a `desc:handoff-give`, by the gifter's key in the gifter-exporter session.
+
+    `text_order`: the receiver reads the exporter's hints in the order of their names' text.
+    """
     wire = b"<17'desc:handoff-give" + b"".join(
         [
             encode(public_key_value(receiver_key)),
-            encode(exporter),
+            Encoder(_LIMITS, text_order=text_order).encode(exporter),
             encode(session),
             encode(key.public_id),
             encode(gift_id),

@@ -24,8 +24,8 @@ class Limits:
     frame: int = attrs.field(default=1 << 20, validator=_positive)
     #: One message before the session is established: a start-session is under 1 KiB, hints included.
     unauthenticated_frame: int = attrs.field(default=8 << 10, validator=_positive)
-    #: Containers inside containers. Real arguments stay under ten.
-    nesting: int = attrs.field(default=64, validator=_positive)
+    #: Containers inside containers, at most 256 as encoding recurses. Real arguments stay under ten.
+    nesting: int = attrs.field(default=64, validator=[_positive, attrs.validators.le(256)])
     #: Decimal digits of an integer: 850 bits, enough for any key, cheap to convert.
     integer_digits: int = attrs.field(default=256, validator=_positive)
     #: From accepting or dialling a connection to a session.

@@ -14,12 +14,18 @@ P = ParamSpec("P")
 
 
 def trio_test(function: Callable[P, Awaitable[None]]) -> Callable[P, None]:
-    """Runs an async test on a mock clock that jumps over every wait, so that no test sleeps."""
+    """Runs an async test on a mock clock that jumps over every wait, so that no test sleeps.
+
+    It may take two hours of that clock: a test that waits for what never comes fails, and does not hang.
+    """
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        clock = trio.testing.MockClock(autojump_threshold=0)
-        trio.run(functools.partial(function, *args, **kwargs), clock=clock)
+        async def bounded() -> None:
+            with trio.fail_after(7200):
+                await function(*args, **kwargs)
+
+        trio.run(bounded, clock=trio.testing.MockClock(autojump_threshold=0))
 
     del run.__wrapped__  # pytest would look through it and see a coroutine
     run.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]

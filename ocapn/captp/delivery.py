@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 from weakref import ref as weakref
 
 from ocapn.codec.operations import ANSWER, GET, INDEX
-from ocapn.errors import OCapNError, PassableError, RemoteError
+from ocapn.errors import OCapNError, PassableError, RemoteError, fresh
 from ocapn.model.values import Tagged
 
 if TYPE_CHECKING:
@@ -291,7 +291,7 @@ class Vow:
 
     def _settle(self, state: int, value: object) -> None:
         self.state = state
-        self.value = value
+        self.value = bare(value) if state == BROKEN else value
         waiting, self.waiting = self.waiting, None
         if waiting:
             self.node.settle(self, waiting)
@@ -388,8 +388,17 @@ def broken(node: Node, error: BaseException) -> Vow:
     """A vow that is broken from the start."""
     vow = Vow(node)
     vow.state = BROKEN
-    vow.value = error
+    vow.value = bare(error)
     return vow
+
+
+def bare(error: object) -> BaseException:
+    """The error without where it was raised: a traceback keeps frames, and with them references, alive."""
+    assert isinstance(error, BaseException)
+    if error.__traceback__ is not None or error.__context__ is not None or error.__cause__ is not None:
+        error = fresh(error)
+        error.__cause__ = None
+    return error
 
 
 def crossing(error: BaseException) -> RemoteError:

@@ -118,9 +118,18 @@ class Handshake:
     def _step(self, event: Event) -> None:
         self.state = TRANSITIONS[self.state, event]
 
+    def _under_way(self) -> None:
+        """Raises Refused once the connection was dropped: a message may have been on its way to us then."""
+        if self.state is State.ENDED:
+            raise Refused("the connection was dropped for another")
+
     def read(self, message: bytes) -> StartSession:
         """The other side's op:start-session, checked but not yet judged. Raises Refused, Aborted, DecodeError."""
-        operation = Decoder(self._node.limits, OPERATIONS).decode(message)
+        self._under_way()
+        decoder = Decoder(self._node.limits, OPERATIONS)
+        operation = decoder.decode(message)
+        if decoder.text_order:
+            self._form = Form(self._form.old_deliver, self._form.old_gc, text_order=True)
         if isinstance(operation, Abort):
             self._step(Event.ABORT_RECEIVED)
             raise Aborted(operation.reason)
@@ -146,6 +155,7 @@ class Handshake:
 
         First process what is readable on the connection of a live session with the same location.
         """
+        self._under_way()
         node = self._node
         location = start.location
         live = node.sessions.get(location)

@@ -24,6 +24,9 @@ from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator, SturdyRef
 from ocapn.model.values import NullType, Symbol, Tagged
 
+#: An argument, or a result on its way to a resolver, stands in a list that stands in op:deliver.
+_INSIDE = 2
+
 _ATOMS = frozenset({bool, type(None), float, bytes, Symbol, NullType})
 
 
@@ -104,18 +107,18 @@ def _copy(value: object, depth: int) -> object:
 def copy_result(value: object, limits: Limits) -> object:
     """The copy of what a method returns, or of what a promise became. Raises NotPassable."""
     try:
-        return _copy(value, limits.nesting)
+        return _copy(value, limits.nesting - _INSIDE)
     except _Uncommon:
-        return copy_passable(value, limits, "the result")
+        return copy_passable(value, limits, "the result", _INSIDE)
 
 
 def copy_args(args: list[object], limits: Limits) -> list[object]:
     """The arguments of a message, copied. Raises NotPassable with a path that begins at `args`."""
     try:
-        return [_copy(arg, limits.nesting - 1) for arg in args]
+        return [_copy(arg, limits.nesting - _INSIDE) for arg in args]
     except _Uncommon:
         pass
-    return [copy_passable(arg, limits, f"args[{i}]", 1) for i, arg in enumerate(args)]
+    return [copy_passable(arg, limits, f"args[{i}]", _INSIDE) for i, arg in enumerate(args)]
 
 
 def _check_text(text: object, path: str) -> None:

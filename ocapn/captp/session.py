@@ -64,6 +64,7 @@ from ocapn.errors import (
     RemoteError,
     RemoteProtocolError,
     SessionEnded,
+    fresh,
 )
 from ocapn.model.locators import PeerLocator
 from ocapn.model.values import Symbol, Tagged
@@ -275,7 +276,7 @@ class Session:
         elif type(operation) is StartSession:
             raise RemoteProtocolError("op:start-session came a second time on this connection")
         else:
-            raise AssertionError(f"no reader for {type(operation).__name__}")
+            raise RemoteProtocolError("malformed: a message is a record whose label names an operation")
 
     def _receive_deliver(self, operation: Deliver) -> None:
         if operation.old_form:
@@ -489,7 +490,7 @@ class Session:
 
     def _may_send(self, forwarded: bool) -> None:
         if self.ended is not None:
-            raise self.ended
+            raise fresh(self.ended)  # one that is raised again and again collects every frame it passed
         if not forwarded:
             limits = self.node.limits
             if self.outbox_frames >= limits.outbox_frames or self.outbox_bytes >= limits.outbox_bytes:
@@ -503,7 +504,7 @@ class Session:
         write = encoder.write
         try:
             for arg in args:
-                write(arg, 1)
+                write(arg, 2)  # inside op:deliver and the list of arguments
         except BaseException:
             self._undo()
             raise
@@ -573,7 +574,9 @@ class Session:
                 self._export(encoder, vow.handle(), id(vow), PROMISE)
             else:
                 gift_id = self.node.random(32)
-                give = sign_give(session.key, self.peer_key, session.location, session.id, gift_id)
+                give = sign_give(
+                    session.key, self.peer_key, session.location, session.id, gift_id, encoder.text_order
+                )
                 self._gifts.append((value, gift_id))
                 encoder.parts.append(give)
         elif isinstance(value, _ResolverTarget):

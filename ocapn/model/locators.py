@@ -168,13 +168,13 @@ def parse_uri(uri: str) -> PeerLocator | SturdyRef:
     rest, hash_mark, _ = rest.partition("#")
     if hash_mark:
         raise BadLocator("an OCapN URI has no fragment (#)")
-    rest, question, query = rest.partition("?")
+    rest, _, query = rest.partition("?")
     authority, slash, path = rest.partition("/")
     designator, dot, transport = authority.rpartition(".")
     if not dot:
         raise BadLocator("ocapn:// is followed by <designator>.<transport>; there is no dot")
     hints: dict[str, str] = {}
-    if question and query:
+    if query:
         try:
             pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True, errors="strict")
         except (ValueError, UnicodeDecodeError):

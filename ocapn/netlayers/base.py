@@ -66,6 +66,14 @@ class Channel(ABC):
     async def send_eof(self) -> None:
         """Says that nothing more will be sent. Receiving goes on."""
 
+    async def drain(self) -> None:
+        """Receives and forgets until the other side has sent all, be it messages or not. Raises ChannelBroken."""
+        try:
+            while await self.receive(64):
+                pass
+        except RemoteProtocolError:
+            pass
+
     @abstractmethod
     async def aclose(self) -> None:
         """Closes the connection at once."""
@@ -197,6 +205,10 @@ class StreamChannel(Channel):
             await self._stream.send_eof()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise ChannelBroken("the connection is closed") from error
+
+    async def drain(self) -> None:
+        while await self._receive_some():
+            pass
 
     async def aclose(self) -> None:
         self._fd = -1

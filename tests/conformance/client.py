@@ -273,7 +273,6 @@ class Client:
         #: What the peer exported: how often each position came and was not given back; and what it is.
         self.imported: Counter[int] = Counter()
         self.kinds: dict[int, str] = {}
-        self.asked: set[int] = set()  # answers that we asked for
         self.owed: set[int] = set()  # answers that the peer asked for
         self.released: set[int] = set()  # of those, what it gave up
         self.gc_labels: list[str] = []
@@ -374,10 +373,6 @@ class Client:
             position = descriptor.fields[0]
             if descriptor.label in ("desc:import-object", "desc:import-promise"):
                 self.exported[position] += 1
-        if operation.label == "op:deliver" and operation.fields[2] is not False:
-            self.asked.add(operation.fields[2])
-        elif operation.label in ("op:get", "op:index", "op:untag"):
-            self.asked.add(operation.fields[2])
 
     def _count_received(self, operation: Rec) -> None:
         label, fields = operation.label, operation.fields
@@ -403,7 +398,7 @@ class Client:
             if descriptor.label == "desc:export":
                 assert position == 0 or self.exported[position] > 0, f"{descriptor} is not there"
             elif descriptor.label == "desc:answer":
-                assert position in self.asked, f"{descriptor} is not there"
+                assert position in self.owed, f"{descriptor} was not asked for, or is released"
             else:
                 self.imported[position] += 1
                 known = self.kinds.setdefault(position, descriptor.label)
@@ -567,13 +562,13 @@ class Client:
         """An object of the peer, as we address it."""
         return own(await self.call(BOOTSTRAP, Sym("fetch"), swiss))
 
-    async def nothing_else(self, echo: Rec) -> None:
-        """A marker is sent to the echo, and its answer is the next thing that comes."""
+    async def nothing_else(self) -> None:
+        """Nothing more comes: a marker is sent, and its answer is next. Turns run in the order that they came."""
         assert not self._inbox, f"there is more: {self._inbox}"
-        mark = f"marker {self._next_export}"
-        resolver = await self.ask(echo, mark)
+        resolver = await self.ask(BOOTSTRAP, Sym("fetch"), b"no object has this")
         found = Message.of(await self.next())
-        assert (found.to, found.args) == (resolver, [Sym("fulfill"), [mark]]), f"{found} came"
+        assert found.to == resolver, f"{found} came"
+        assert found.args[0] == Sym("break")
 
     async def give_back(self, *references: Rec) -> None:
         """Returns all that came of these objects of the peer."""
@@ -582,7 +577,6 @@ class Client:
 
     async def release(self, *positions: int) -> None:
         """Gives up answers."""
-        self.asked.difference_update(positions)
         await self.send(Rec("op:gc-answers", list(positions)))
 
     async def until_returned(self, position: int, count: int) -> None:

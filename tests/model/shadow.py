@@ -46,6 +46,16 @@ class Pending:
         return "pending"
 
 
+@final
+class Res:
+    """The resolver of a promise, passed on."""
+
+    __slots__ = ("node",)
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+
 PENDING: Final = Pending()
 FIELD, INDEX, UNTAG = 0, 1, 2
 
@@ -53,12 +63,13 @@ FIELD, INDEX, UNTAG = 0, 1, 2
 class Node:
     """A promise made by `make_promise` at `home`: `resolution` is what it was resolved with."""
 
-    __slots__ = ("home", "number", "resolution")
+    __slots__ = ("home", "number", "resolution", "used")
 
     def __init__(self, number: int, home: int) -> None:
         self.number = number
         self.home = home
         self.resolution: object = PENDING
+        self.used = False  # its resolver was, or was sent a message
 
     def now(self) -> object:
         """What it is resolved with, which may be another promise, or PENDING."""
@@ -136,14 +147,21 @@ def final_of(value: object) -> object:
     return value
 
 
-def depends(value: object, node: Node) -> bool:
-    """Whether `value` cannot settle before `node` does."""
+def depends(value: object, node: Node, *, inside: bool = False) -> bool:
+    """Whether `value` cannot settle before `node` does, or, with `inside`, holds it somewhere in its data."""
     todo: list[object] = [value]
     seen: set[int] = set()
     while todo:
         one = todo.pop()
         if one is node:
             return True
+        if inside:
+            if isinstance(one, list):
+                todo.extend(one)
+            elif isinstance(one, dict):
+                todo.extend(one.values())
+            elif isinstance(one, Tagged):
+                todo.append(one.value)
         if not isinstance(one, Node) or id(one) in seen:
             continue
         seen.add(id(one))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -162,7 +163,7 @@ async def test_keyword_arguments_are_a_type_error_and_nothing_is_sent() -> None:
     async with linked_peers("theirs", "ours") as (theirs, ours):
         recorder = Recorder()
         for receiver in (await receivers(ours, theirs, recorder)).values():
-            sends = [
+            sends: list[Callable[..., object]] = [
                 E(receiver).note,
                 E(receiver)["note"],
                 E(receiver),

@@ -754,6 +754,18 @@ def test_encoding_leaves_a_value_as_it_was(value: object) -> None:
     assert encode(value) == first
 
 
+@pytest.mark.parametrize("n", [0, 9, 10, 64, 65, 1022, 1023, 1024, 1025, 99_999_999, 100_000_000, 10**9])
+def test_integers_and_lengths_are_written_in_full_on_either_side_of_every_table(n: int) -> None:
+    assert encode([n, -n]) == (b"[%d+%d-]" % (n, n) if n else b"[0+0+]")
+    assert decode(encode([n, -n])) == [n, -n]
+    if n < 2000:
+        text = "a" * n
+        for value, mark in ((text, b'"'), (text.encode(), b":"), (Symbol(text), b"'")):
+            assert encode(value) == b"%d%b%b" % (n, mark, text.encode())
+            assert decode(encode(value)) == value
+        assert encode({text: 1}) == b'{%d"%b1+}' % (n, text.encode())
+
+
 def test_long_symbols_are_not_kept() -> None:
     def pass_on(name: str) -> weakref.ref[Symbol]:
         symbol = decode(encode(Symbol(name)))

@@ -1,0 +1,7 @@
+"""`python -m ocapn.cli`."""
+
+import sys
+
+from ocapn.cli import main
+
+sys.exit(main())

@@ -1,0 +1,278 @@
+"""`ocapn serve`: objects of a Python module, served under sturdyrefs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import secrets
+import stat
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final, NoReturn
+
+import attrs
+import trio
+
+from ocapn.cli.command import Command
+from ocapn.cli.exits import ExitCode, Failure
+from ocapn.cli.output import complain, debugging, logged
+from ocapn.cli.signals import SIGNALS
+from ocapn.cli.uris import read_bytes
+from ocapn.cli.wires import LISTEN_HELP, listening, traced
+from ocapn.errors import BadLocator
+from ocapn.model.locators import PeerLocator, SturdyRef
+from ocapn.netlayers.base import Netlayer
+from ocapn.peer import Peer, open_peer
+from ocapn.references import Target, target
+
+_DESCRIPTION: Final = """
+Serves objects of a Python module until it is told to stop (Ctrl-C or SIGTERM). It prints a line
+for each object, its name and its sturdyref: a URI with a secret in it. Who knows the sturdyref
+may use the object, so keep what is printed as you keep a password.
+"""
+
+_EPILOG: Final = """
+What can be exported:
+  an ocapn.Target          an object with methods marked @ocapn.method
+  a subclass of it         one object is made of it, without arguments
+  a function               each message is a call of it, as with ocapn.target
+
+Example:
+  $ cat hello.py
+  def hello(name):
+      return f"Hello, {name}!"
+  $ umask 077                              # what is in hello.ref is a secret
+  $ ocapn serve --export hello=hello:hello > hello.ref &
+  $ ocapn call @hello.ref - '"Ann"'
+  'Hello, Ann!'
+
+Sturdyrefs that stay valid when the server is started again need all three of these:
+  $ ocapn serve --export hello=hello:hello --swiss hello=@hello.swiss \\
+          --designator hello-of-ann --listen tcp://127.0.0.1:4711
+"""
+
+
+@attrs.frozen
+class _Export:
+    name: str
+    #: Makes or finds the object; may run code of the module.
+    make: Callable[[], Target]
+    swiss: bytes | None
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--export",
+        action="append",
+        required=True,
+        metavar="NAME=MODULE:ATTRIBUTE",
+        help="an object to serve and what to call it; the module is found from here. May be repeated",
+    )
+    parser.add_argument("--listen", action="append", metavar="URL", help=LISTEN_HELP)
+    parser.add_argument(
+        "--insecure-bind",
+        action="store_true",
+        help="allows tcp on other than loopback addresses: anybody on the way can read and forge everything",
+    )
+    parser.add_argument(
+        "--swiss",
+        action="append",
+        default=[],
+        metavar="NAME=@FILE",
+        help="the swiss number, the secret in the sturdyref of NAME, is what FILE holds, byte for byte; "
+        "a file that is not there is made, with 32 random bytes and mode 0600",
+    )
+    parser.add_argument(
+        "--designator", help="what the peer calls itself, unique in the world; drawn at random by default"
+    )
+    parser.add_argument(
+        "--trace", action="store_true", help="shows every message on standard error, without swiss numbers"
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="tells of sessions on standard error")
+
+
+def _run(given: argparse.Namespace) -> None:
+    netlayers = _netlayers(given.listen or ["tcp://127.0.0.1:0"], given.designator, given.insecure_bind)
+    swiss = _swiss(given.swiss)
+    exports = _exports(given.export, swiss)
+    with logged("ocapn serve", verbose=given.verbose):
+        SIGNALS.run(partial(_serve, traced(netlayers) if given.trace else netlayers, exports))
+
+
+async def _serve(netlayers: Sequence[Netlayer], exports: Sequence[_Export]) -> NoReturn:
+    async with open_peer(netlayers) as peer:
+        lines = [f"{export.name} {uri}" for export in exports for uri in _exported(peer, export, netlayers)]
+        print("\n".join(lines))
+        sys.stdout.flush()
+        if sys.stderr.isatty():
+            complain(f"ocapn serve: serving {len(exports)} object(s); Ctrl-C stops")
+        await trio.sleep_forever()
+
+
+def _exported(peer: Peer, export: _Export, netlayers: Sequence[Netlayer]) -> list[str]:
+    """The URIs of an object's sturdyrefs, one for each transport."""
+    swiss = peer.export(export.make(), export.swiss).swiss
+    return [SturdyRef(peer.locator(netlayer.transport), swiss).uri for netlayer in netlayers]
+
+
+def _netlayers(urls: Sequence[str], designator: str | None, insecure_bind: bool) -> list[Netlayer]:
+    if designator is not None:
+        try:
+            PeerLocator("unix", designator)
+        except BadLocator as error:
+            raise Failure(ExitCode.USAGE, f"--designator: {error}") from None
+    netlayers = [listening(url, designator, insecure_bind=insecure_bind) for url in urls]
+    transports = [netlayer.transport for netlayer in netlayers]
+    for transport in transports:
+        if transports.count(transport) > 1:
+            raise Failure(
+                ExitCode.USAGE,
+                f"--listen is given twice for {transport}; a peer listens once on each transport",
+            )
+    return netlayers
+
+
+def _split(option: str, text: str, form: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name or not value or not name.isprintable() or " " in name:
+        raise Failure(ExitCode.USAGE, f"{option} takes {form}, a name without spaces before the =")
+    return name, value
+
+
+# Swiss numbers
+
+
+def _swiss(options: Sequence[str]) -> dict[str, bytes]:
+    result: dict[str, bytes] = {}
+    for option in options:
+        name, value = _split("--swiss", option, "NAME=@FILE")
+        if not value.startswith("@") or len(value) == 1:
+            raise Failure(
+                ExitCode.USAGE,
+                "--swiss takes NAME=@FILE; a swiss number on the command line would be in the process list",
+            )
+        if name in result:
+            raise Failure(ExitCode.USAGE, f"--swiss is given twice for {name}")
+        swiss = _swiss_in(value[1:])
+        for other in result:
+            if result[other] == swiss:
+                raise Failure(ExitCode.USAGE, f"{other} and {name} have the same swiss number; use two files")
+        result[name] = swiss
+    return result
+
+
+def _swiss_in(path: str) -> bytes:
+    """The swiss number that a file holds; makes the file if there is none."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise Failure(ExitCode.FILE, f"cannot make {path}: {error.strerror or error}") from error
+    else:
+        swiss = secrets.token_bytes(32)
+        with open(fd, "wb") as file:
+            file.write(swiss)
+            file.flush()
+            os.fsync(fd)
+        return swiss
+    swiss = read_bytes(path, 1025)
+    if not 1 <= len(swiss) <= 1024:
+        has = "nothing" if not swiss else "too much"
+        raise Failure(
+            ExitCode.MALFORMED,
+            f"{path} holds {has}: a swiss number is 1 to 1,024 bytes; remove it and a new one is made",
+        )
+    if stat.S_IMODE(os.stat(path).st_mode) & 0o077:
+        complain(f"ocapn serve: warning: other users may read the secret in {path}; chmod 600 ends that")
+    return swiss
+
+
+# Objects
+
+
+def _exports(options: Sequence[str], swiss: dict[str, bytes]) -> list[_Export]:
+    named: dict[str, str] = {}
+    for option in options:
+        name, place = _split("--export", option, "NAME=MODULE:ATTRIBUTE")
+        if name in named:
+            raise Failure(ExitCode.USAGE, f"--export is given twice for {name}; choose another name")
+        named[name] = place
+    for name in swiss:
+        if name not in named:
+            raise Failure(ExitCode.USAGE, f"--swiss names {name}, which no --export does")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    return [_Export(name, _find(place), swiss.get(name)) for name, place in named.items()]
+
+
+def _find(place: str) -> Callable[[], Target]:
+    """What makes the target for `MODULE:ATTRIBUTE`. Imports the module. Raises Failure."""
+    module_name, colon, path = place.partition(":")
+    if not colon or not module_name or not path:
+        raise Failure(ExitCode.USAGE, f"--export {place}: after the = comes MODULE:ATTRIBUTE")
+    try:
+        found: object = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise _failed(f"importing {module_name}", error) from error
+        raise Failure(
+            ExitCode.USAGE,
+            f"there is no module {error.name}; modules are found from the current directory and among those installed",
+        ) from None
+    except (Exception, SystemExit) as error:
+        raise _failed(f"importing {module_name}", error) from error
+    for name in path.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            raise Failure(ExitCode.USAGE, f"--export {place}: there is no {name} in it") from None
+    if isinstance(found, Target):
+        return lambda: found
+    if isinstance(found, type):
+        if not issubclass(found, Target):
+            raise Failure(
+                ExitCode.USAGE,
+                f"{place} is a class that is no ocapn.Target; subclass ocapn.Target, and mark "
+                "the methods that others may call with @ocapn.method",
+            )
+        return partial(_instance, place, found)
+    if callable(found):
+        try:
+            wrapped = target(found)
+        except TypeError as error:
+            raise Failure(ExitCode.USAGE, f"{place} cannot be exported: {error}") from None
+        return lambda: wrapped
+    raise Failure(
+        ExitCode.USAGE,
+        f"{place} is of type {type(found).__name__}; what is exported is an ocapn.Target, a subclass of it, "
+        "or a function",
+    )
+
+
+def _instance(place: str, kind: type[Target]) -> Target:
+    try:
+        return kind()
+    except Exception as error:
+        raise _failed(f"{place}()", error) from error
+
+
+def _failed(what: str, error: BaseException) -> Failure:
+    told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    hint = "" if debugging() else "; OCAPN_DEBUG=1 shows where"
+    return Failure(ExitCode.USAGE, f"{what} failed: {told}{hint}")
+
+
+COMMAND: Final = Command(
+    name="serve",
+    summary="serve objects of a Python module, and print their sturdyrefs",
+    usage="--export NAME=MODULE:ATTRIBUTE ... [--listen URL ...] [OPTIONS]",
+    description=_DESCRIPTION,
+    epilog=_EPILOG,
+    codes=(ExitCode.NO_SESSION, ExitCode.MALFORMED, ExitCode.FILE, ExitCode.PIPE),
+    add_arguments=_add_arguments,
+    run=_run,
+)

@@ -1,0 +1,163 @@
+"""Netlayers for the commands: made from URLs, or only to dial, and with the wire shown if wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, final
+from urllib.parse import urlsplit
+
+from ocapn.cli.exits import ExitCode, Failure
+from ocapn.cli.output import complain
+from ocapn.errors import DecodeError
+from ocapn.limits import Limits
+from ocapn.model.locators import PeerLocator
+from ocapn.netlayers.base import Channel, Listener, Netlayer
+from ocapn.netlayers.tcp_testing import TcpTestingNetlayer
+from ocapn.netlayers.unix import UnixNetlayer
+from ocapn.trace import Tracer
+
+#: For help texts.
+LISTEN_HELP: Final = (
+    "where to listen: tcp://HOST:PORT (the transport tcp-testing-only, which has no security; port 0 "
+    "takes any free one) or unix:///PATH (a socket file). May be repeated, once for each transport. "
+    "Default: tcp://127.0.0.1:0"
+)
+
+
+def dialling() -> list[Netlayer]:
+    """Every netlayer there is, to dial and not to listen."""
+    return [TcpTestingNetlayer(listen=False), UnixNetlayer()]
+
+
+def listening(url: str, designator: str | None, *, insecure_bind: bool) -> Netlayer:
+    """The netlayer that a URL stands for. Raises Failure."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise _bad(url, str(error)) from None
+    extra = parts.query or parts.fragment or parts.username or parts.password
+    if parts.scheme in ("tcp", "tcp-testing-only"):
+        if not host or extra or parts.path not in ("", "/"):
+            raise _bad(url, "it is tcp://HOST:PORT")
+        return _tcp(host, port or 0, designator, insecure_bind)
+    if parts.scheme == "unix":
+        if parts.netloc or extra or len(parts.path) < 2:
+            raise _bad(url, "it is unix:///PATH, with three slashes")
+        return UnixNetlayer(parts.path, designator=designator)
+    raise _bad(url, "it begins with tcp:// or unix://")
+
+
+def _bad(url: str, why: str) -> Failure:
+    return Failure(ExitCode.USAGE, f"--listen {url}: {why}; 'ocapn serve --help' explains")
+
+
+def _tcp(host: str, port: int, designator: str | None, insecure_bind: bool) -> Netlayer:
+    try:
+        return TcpTestingNetlayer(host, port, designator=designator)
+    except ValueError:
+        if not insecure_bind:
+            raise Failure(
+                ExitCode.USAGE,
+                f"{host} is no loopback address, and tcp has no security: whoever reaches the port can read and "
+                "forge everything; use a loopback address, or --insecure-bind if you mean it",
+            ) from None
+    line = f"ocapn serve: warning: listening on {host} without any security, as --insecure-bind says"
+    if host in ("0.0.0.0", "::"):
+        line += f"; the sturdyrefs name {host}, which nobody can dial: put an address of this machine there"
+    complain(line)
+    return TcpTestingNetlayer(host, port, designator=designator, insecure_bind=True)
+
+
+def traced(netlayers: Sequence[Netlayer]) -> list[Netlayer]:
+    """The netlayers, with every message of theirs shown on standard error."""
+    numbers = iter(range(1, 1 << 62))
+    return [_TracedNetlayer(netlayer, numbers.__next__) for netlayer in netlayers]
+
+
+@final
+class _TracedNetlayer(Netlayer):
+    """Shows the handshake too, which a session's own trace begins too late for."""
+
+    def __init__(self, inner: Netlayer, next_number: Callable[[], int]) -> None:
+        self.transport = inner.transport
+        self.location = inner.location
+        self._inner = inner
+        self._next_number = next_number
+
+    async def listen(self, limits: Limits) -> Listener | None:
+        listener = await self._inner.listen(limits)
+        self.location = self._inner.location
+        return listener and _TracedListener(listener, self._next_number)
+
+    async def dial(self, locator: PeerLocator, limits: Limits) -> Channel:
+        channel = await self._inner.dial(locator, limits)
+        return _TracedChannel(channel, self._next_number(), f"dialled {locator.uri}")
+
+
+@final
+class _TracedListener(Listener):
+    def __init__(self, inner: Listener, next_number: Callable[[], int]) -> None:
+        self.location = inner.location
+        self._inner = inner
+        self._next_number = next_number
+
+    async def accept(self) -> Channel:
+        channel = await self._inner.accept()
+        source = f" from {channel.source}" if channel.source else ""
+        return _TracedChannel(channel, self._next_number(), f"accepted{source}")
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+@final
+class _TracedChannel(Channel):
+    def __init__(self, inner: Channel, number: int, begin: str) -> None:
+        self.authenticated = inner.authenticated
+        self.source = inner.source
+        self._inner = inner
+        self._number = number
+        self._closed = False
+        self._tracer = Tracer(self._line)
+        self._line(begin)
+
+    def _line(self, text: str) -> None:
+        complain(f"#{self._number} {text}")
+
+    def _show(self, direction: str, messages: list[bytes]) -> None:
+        for message in messages:
+            try:
+                self._tracer(direction, message)
+            except DecodeError as error:
+                self._line(f"{direction} {len(message)} bytes, {error}")
+
+    async def send(self, messages: list[bytes]) -> None:
+        self._show("->", messages)
+        await self._inner.send(messages)
+
+    async def receive(self, most: int) -> list[bytes]:
+        messages = await self._inner.receive(most)
+        self._show("<-", messages)
+        return messages
+
+    def send_now(self, messages: list[bytes]) -> int:
+        sent = self._inner.send_now(messages)
+        self._show("->", messages[:sent])
+        return sent
+
+    @property
+    def unsent(self) -> bool:
+        return self._inner.unsent
+
+    def set_max_message(self, size: int) -> None:
+        self._inner.set_max_message(size)
+
+    async def send_eof(self) -> None:
+        await self._inner.send_eof()
+
+    async def aclose(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._line("closed")
+        await self._inner.aclose()
