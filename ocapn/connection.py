@@ -273,7 +273,7 @@ class Connection:
         self._sending = False
         try:
             while True:
-                messages = session.take()
+                messages = session.outbox.take()
                 if messages or channel.unsent:
                     self._sending = True
                     await channel.send(messages)
@@ -291,7 +291,7 @@ class Connection:
             session.disconnected(str(error))
 
     def _written(self, session: CoreSession, messages: list[bytes]) -> None:
-        session.written(len(messages), sum(map(len, messages)))
+        session.outbox.written(messages)
         if not self._room.is_set() and session.has_room:
             self._room.set()
 
@@ -302,7 +302,7 @@ class Connection:
         if not self._sending and session.ended is None:
             channel = self.channel
             if not channel.unsent:
-                messages = session.take()
+                messages = session.outbox.take()
                 if not messages:
                     return
                 try:
@@ -314,8 +314,8 @@ class Connection:
                     self._written(session, messages[:sent])
                 if sent == len(messages) and not channel.unsent:
                     return
-                session.put_back(messages[sent:])
-        if session.overflown and session.ended is None:
+                session.outbox.put_back(messages[sent:])
+        if session.outbox.overflown and session.ended is None:
             session.abort("the peer does not read what it is sent")
         self._wakeup.set()
 

@@ -16,11 +16,11 @@ from typing import Any, Final, cast, final
 
 import trio
 
+from ocapn.captp.bootstrap import FETCH
 from ocapn.captp.delivery import LocalTarget, PromiseHandle, RefHandle, crossing
 from ocapn.captp.handshake import Handshake, Refused
 from ocapn.captp.node import LATER, Node, Turn
 from ocapn.captp.passing import copy_result, describe
-from ocapn.captp.session import FETCH
 from ocapn.captp.session import Session as CoreSession
 from ocapn.codec.operations import form_of
 from ocapn.connection import Connection, Session, Wakeup
@@ -361,6 +361,8 @@ class Peer:
 
     async def _dial(self, locator: PeerLocator) -> None:
         """Dials until there is a session, or says why there is none."""
+        if locator in self._node.sessions:
+            return  # it came in before this task began; who wanted it was told
         try:
             connection = await self._dialled(locator)
         except OCapNError as error:

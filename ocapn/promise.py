@@ -69,16 +69,16 @@ def _node_of(receiver: object) -> Node:
     return node
 
 
-def _explained(error: NotPassable, args: list[object], node: Node) -> NotPassable:
-    """The same refusal, with the path to what was refused."""
+def _explained(error: NotPassable, args: list[object], named: bool, node: Node) -> NotPassable:
+    """The same refusal, with the path to what was refused; the name of the method does not count."""
     try:
-        copy_args(args, node.limits)
+        copy_args(args[1:] if named else args, node.limits)
     except NotPassable as found:
         return found
     return error
 
 
-def _send(receiver: object, args: list[object]) -> Promise:
+def _send(receiver: object, args: list[object], named: bool = False) -> Promise:
     node = _node_of(receiver)
     try:
         if isinstance(receiver, RefHandle):
@@ -90,7 +90,7 @@ def _send(receiver: object, args: list[object]) -> Promise:
         else:
             answer = _send_to_vow(cast(PromiseHandle, receiver)._vow.end(), args)
     except NotPassable as error:
-        raise _explained(error, args, node) from None
+        raise _explained(error, args, named, node) from None
     except (SessionEnded, Backpressure, TooBusy) as error:
         answer = broken(node, error)
     return cast(Promise, answer.handle())
@@ -108,7 +108,7 @@ def _send_to_vow(vow: Vow, args: list[object]) -> Vow:
     return answer
 
 
-def _send_only(receiver: object, args: list[object]) -> None:
+def _send_only(receiver: object, args: list[object], named: bool = False) -> None:
     node = _node_of(receiver)
     try:
         if isinstance(receiver, RefHandle):
@@ -127,7 +127,7 @@ def _send_only(receiver: object, args: list[object]) -> None:
             else:
                 vow.add(Message(copy_args(args, node.limits), None, None))
     except NotPassable as error:
-        raise _explained(error, args, node) from None
+        raise _explained(error, args, named, node) from None
     except SessionEnded as error:
         raise fresh(error) from None
 
@@ -150,7 +150,7 @@ class _Method:
     def __call__(self, *args: object, **keywords: object) -> Promise:
         if keywords:
             _no_keywords(keywords)
-        return _send(self._receiver, [self._name, *args])
+        return _send(self._receiver, [self._name, *args], named=True)
 
     def __repr__(self) -> str:
         return f"<method {self._name.name!r} of {self._receiver!r}>"
@@ -166,7 +166,7 @@ class _MethodOnly:
 
     def __call__(self, *args: object, **keywords: object) -> None:
         _no_keywords(keywords)
-        _send_only(self._receiver, [self._name, *args])
+        _send_only(self._receiver, [self._name, *args], named=True)
 
 
 def _check_name(name: str) -> None:

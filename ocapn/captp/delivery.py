@@ -36,6 +36,9 @@ FOLLOWING: Final = 1
 FULFILLED: Final = 2
 BROKEN: Final = 3
 
+#: Things that wait on one promise, from which on it is looked whether somebody still wants them.
+_MANY: Final = 64
+
 
 class LocalTarget:
     """Base of what can be exported. How a message becomes a call is for the layer above (`Node.invoke`)."""
@@ -89,6 +92,11 @@ class Waiting:
     #: Whether it wants the outcome told (listeners), or passed through to what the vow becomes (messages).
     listens = False
 
+    @property
+    def gone(self) -> bool:
+        """Whether nobody is interested in it any more."""
+        return False
+
     def settle(self, vow: Vow) -> None:
         """`vow`, to which this was sent or on which it listened, is fulfilled or broken."""
         raise NotImplementedError
@@ -98,37 +106,71 @@ class Waiting:
         raise NotImplementedError
 
 
-class Message(Waiting):
-    """Arguments on their way to what a promise becomes, and the vow of the answer, if one is wanted."""
+class Sent(Waiting):
+    """What was sent to a promise: a message or a selection. `source` is the session that it came from, if any."""
 
-    __slots__ = ("answer", "args", "held", "source")
+    __slots__ = ("answer", "size", "source")
 
-    def __init__(self, args: list[object], answer: Vow | None, source: Session | None) -> None:
-        self.args = args
+    def __init__(self, answer: Vow | None, source: Session | None) -> None:
         self.answer = answer
         self.source = source
-        self.held = -1
+        self.size = -1  # in bytes on the wire, while it counts as held
 
     def hold(self, source: Session) -> None:
-        """Counts the message among those that `source` has waiting on promises."""
-        self.held = source.reading
-        source.held_messages += 1
-        source.held_bytes += self.held
+        """Counts it among those that `source` has waiting on promises."""
+        self.size = source.reading
+        source.held[self] = None
+        source.held_bytes += self.size
 
-    def _let_go(self) -> None:
-        if self.held >= 0:
+    def let_go(self) -> int:
+        """It does not wait any more. Returns its size, -1 if it was not counted."""
+        size = self.size
+        if size >= 0:
             assert self.source is not None
-            self.source.held_messages -= 1
-            self.source.held_bytes -= self.held
-            self.held = -1
+            del self.source.held[self]
+            self.source.held_bytes -= size
+            self.size = -1
+        return size
+
+    def drop(self, error: BaseException) -> None:
+        """Gives it up, though what it waits for has not come."""
+        self.let_go()
+        self.size = _DROPPED
+        answer, self.answer = self.answer, None
+        if answer is not None:
+            answer.break_with(error)
+
+    @property
+    def gone(self) -> bool:
+        return self.size == _DROPPED
+
+
+#: In place of the size of what was given up.
+_DROPPED: Final = -2
+
+
+class Message(Sent):
+    """Arguments on their way to what a promise becomes, and the vow of the answer, if one is wanted."""
+
+    __slots__ = ("args",)
+
+    def __init__(self, args: list[object], answer: Vow | None, source: Session | None) -> None:
+        super().__init__(answer, source)
+        self.args = args
+
+    def drop(self, error: BaseException) -> None:
+        super().drop(error)
+        self.args = []
 
     def settle(self, vow: Vow) -> None:
-        self._let_go()
+        size = self.let_go()
+        if size == _DROPPED:
+            return
         node = vow.node
         value = vow.value
         if vow.state == FULFILLED:
             if isinstance(value, LocalTarget):
-                node.enqueue(value, self.args, self.answer, self.source)
+                node.enqueue(value, self.args, self.answer, self.source, size)
                 return
             if isinstance(value, RefHandle):
                 slot = value._import
@@ -142,17 +184,19 @@ class Message(Waiting):
             node.log_lost(value)
 
     def forward(self, vow: RemoteVow) -> None:
-        self._let_go()
-        vow.used = True
-        self._pass_on(vow.session, vow.recipient)
+        if self.let_go() != _DROPPED:
+            vow.used = True
+            self._pass_on(vow.session, vow.recipient)
 
     def _pass_on(self, session: Session, recipient: bytes) -> None:
         answer = self.answer
+        # What other peers send on must not end a session whose peer reads slowly: it meets Backpressure.
+        forwarded = self.source is None
         try:
             if answer is None:
-                session.deliver_only(recipient, self.args, forwarded=True)
+                session.deliver_only(recipient, self.args, forwarded=forwarded)
             else:
-                answer.resolve(session.deliver(recipient, self.args, forwarded=True).handle())
+                answer.resolve(session.deliver(recipient, self.args, forwarded=forwarded).handle())
         except OCapNError as error:
             if answer is None:
                 session.node.log_lost(error)
@@ -160,33 +204,41 @@ class Message(Waiting):
                 answer.break_with(error)
 
 
-class Selection(Waiting):
+class Selection(Sent):
     """A field, an index or an untagging of what a promise becomes (op:get, op:index, op:untag)."""
 
-    __slots__ = ("answer", "key", "kind")
+    __slots__ = ("key", "kind")
 
-    def __init__(self, kind: int, key: str | int, answer: Vow) -> None:
+    def __init__(self, kind: int, key: str | int, answer: Vow, source: Session | None = None) -> None:
+        super().__init__(answer, source)
         self.kind = kind
         self.key = key
-        self.answer = answer
 
     def settle(self, vow: Vow) -> None:
+        self.let_go()
+        answer = self.answer
+        if answer is None:  # it was dropped
+            return
         if vow.state == BROKEN:
             assert isinstance(vow.value, BaseException)
-            self.answer.break_with(vow.value)
+            answer.break_with(vow.value)
             return
         try:
             part = select(vow.value, self.kind, self.key)
         except RemoteError as error:
-            self.answer.break_with(error)
+            answer.break_with(error)
         else:
-            self.answer.resolve(part)
+            answer.resolve(part)
 
     def forward(self, vow: RemoteVow) -> None:
+        self.let_go()
+        answer = self.answer
+        if answer is None:
+            return
         try:
-            self.answer.resolve(vow.session.select(vow.recipient, self.kind, self.key).handle())
+            answer.resolve(vow.session.select(vow.recipient, self.kind, self.key).handle())
         except OCapNError as error:
-            self.answer.break_with(error)
+            answer.break_with(error)
 
 
 def select(value: object, kind: int, key: str | int) -> object:
@@ -195,7 +247,7 @@ def select(value: object, kind: int, key: str | int) -> object:
         if not isinstance(value, dict):
             raise RemoteError("op:get wants a struct, and this is none")
         if key not in value:
-            raise RemoteError(f"the struct has no field {key!r}")
+            raise RemoteError(f"the struct has no field {str(key)[:100]!r}")
         return value[key]
     if kind == INDEX:
         if not isinstance(value, (list, tuple)):
@@ -207,7 +259,7 @@ def select(value: object, kind: int, key: str | int) -> object:
     if not isinstance(value, Tagged):
         raise RemoteError("op:untag wants a tagged value, and this is none")
     if value.tag != key:
-        raise RemoteError(f"the value is tagged {value.tag!r}, not {key!r}")
+        raise RemoteError(f"the value is tagged {value.tag[:100]!r}, not {str(key)[:100]!r}")
     return value.value
 
 
@@ -239,11 +291,15 @@ class Vow:
 
     def end(self) -> Vow:
         """The vow at the end of the chain that this one follows: pending, fulfilled or broken."""
-        vow = self
+        vow: Vow = self
         while vow.state == FOLLOWING:
             vow = vow.value._vow  # type: ignore[attr-defined]  # FOLLOWING: a PromiseHandle
-        if vow is not self and self.value._vow is not vow:  # type: ignore[attr-defined]
-            self.value = vow.handle()
+        step: Vow = self
+        while step is not vow:  # so that no part of a long chain is walked twice
+            after: Vow = step.value._vow  # type: ignore[attr-defined]
+            if after is not vow:
+                step.value = vow.handle()
+            step = after
         return vow
 
     # Asking
@@ -252,10 +308,33 @@ class Vow:
         """Sends a message or selection to the promise, or listens on it. The vow must be its own end."""
         if self.state >= FULFILLED:
             item.settle(self)
-        elif self.waiting is None:
-            self.waiting = [item]
         else:
-            self.waiting.append(item)
+            self._wait(item)
+
+    def _wait(self, item: Waiting) -> None:
+        waiting = self.waiting
+        if waiting is None:
+            self.waiting = [item]
+            return
+        waiting.append(item)
+        count = len(waiting)
+        if count >= _MANY and not count & (count - 1):
+            # Sessions come and go, and the promise may stay: what they left behind is at most as much as is wanted.
+            self.waiting = [one for one in waiting if not one.gone]
+
+    def take_over(self, waiting: list[Waiting]) -> None:
+        """What waited on a promise that has become this one. This one may have become another since."""
+        vow = self.end()
+        if type(vow) is not Vow or vow.state != PENDING:
+            for item in waiting:
+                vow.add(item)
+        elif vow.waiting is None:
+            vow.waiting = waiting
+        elif len(vow.waiting) >= len(waiting):  # the shorter list is what is moved, through however many promises
+            vow.waiting.extend(waiting)
+        else:
+            waiting[:0] = vow.waiting
+            vow.waiting = waiting
 
     # Resolving
 
@@ -277,11 +356,11 @@ class Vow:
             self._follow(other)
             waiting, self.waiting = self.waiting, None
             if waiting:
-                for item in waiting:
-                    if isinstance(item, Telling) and item.partial:
-                        item.session.tell(item.position, True, other.handle())
-                    else:
-                        other.add(item)
+                first = waiting[0]  # who wants to hear of a promise listened when the vow was made
+                if isinstance(first, Telling) and first.partial:
+                    del waiting[0]
+                    first.session.tell(first.position, True, other.handle())
+                self.node.settle(other, waiting)
             self._left()
 
     def break_with(self, error: BaseException) -> None:
@@ -302,6 +381,8 @@ class Vow:
 
     def _follow(self, other: Vow) -> None:
         """The vow now follows `other`."""
+        if isinstance(other, RemoteVow) and not other.listening:
+            other.listen()  # if it follows this one, messages would go round between the two peers for ever
 
 
 class RemoteVow(Vow):
@@ -325,14 +406,12 @@ class RemoteVow(Vow):
             item.settle(self)
         elif not item.listens and not self.asked_again:
             item.forward(self)
-        elif isinstance(item, Telling) and item.session is self.session:
-            # The promise is the listener's own: it is told so, and does not wait for itself.
+        elif isinstance(item, Telling) and item.session is self.session and not self.asked_again:
+            # The promise is the listener's own: it is told so, and does not wait for itself. If it was asked again,
+            # messages wait here, and the listener must not overtake them.
             item.session.tell(item.position, True, self.handle())
         else:
-            if self.waiting is None:
-                self.waiting = [item]
-            else:
-                self.waiting.append(item)
+            self._wait(item)
             if not self.listening:
                 self.listen()
 
@@ -352,19 +431,20 @@ class RemoteVow(Vow):
             self.resolve(value)
 
     def _elsewhere(self, value: object) -> bool:
-        """Whether `value` is a reference that does not live at the peer."""
+        """Whether messages to this promise are, or were, passed on by the peer: `value` does not live there.
+
+        A promise of ours counts even if it became something of the peer's: what the peer passes on comes here first.
+        """
         if isinstance(value, PromiseHandle):
-            other = value._vow.end()
-            if other is self:
-                return False
-            if other.state == PENDING:
-                return not (isinstance(other, RemoteVow) and other.session is self.session)
-            value = other.value
+            vow = value._vow
+            theirs = isinstance(vow, RemoteVow) and vow.session is self.session
+            return vow.end() is not self and not (theirs and vow.state == PENDING)
         if isinstance(value, RefHandle):
             return value._import.session is not self.session
         return isinstance(value, LocalTarget)
 
     def _follow(self, other: Vow) -> None:
+        super()._follow(other)
         if self.used and isinstance(other, RemoteVow):
             other.used = True
 
@@ -405,9 +485,13 @@ def crossing(error: BaseException) -> RemoteError:
     """What another object learns of an error: its message, and its class only if that says it may."""
     if isinstance(error, RemoteError):
         return error
+    try:
+        message = str(error)
+    except Exception:  # its class has a `__str__` that fails
+        message = "an error that has no text"
     if isinstance(error, PassableError):
-        return RemoteError(f"{type(error).__name__}: {error}")
-    return RemoteError(str(error))
+        return RemoteError(f"{type(error).__name__}: {message}")
+    return RemoteError(message)
 
 
 def error_of(value: object) -> BaseException:
@@ -430,6 +514,10 @@ class Telling(Waiting):
         self.session = session
         self.position = position
         self.partial = partial  # a promise that it becomes is told at once
+
+    @property
+    def gone(self) -> bool:
+        return self.session.ended is not None
 
     def settle(self, vow: Vow) -> None:
         self.session.tell(self.position, vow.state == FULFILLED, vow.value)

@@ -198,7 +198,10 @@ class Handshake:
         """Another connection is the session: ends this one, if it is under way."""
         if self.state in (State.DIALLED, State.LISTENING):
             self._step(Event.DROPPED)
-            self.outbound.append(write_abort(reason))
+            if self.outbound:
+                self.outbound.clear()  # our start is not on its way: the other side is to hear nothing of this
+            else:
+                self.outbound.append(write_abort(reason))
             self._node.dropped(self)
             if self.on_drop is not None:
                 self.on_drop()

@@ -290,7 +290,7 @@ class Node:
         """Has garbage sent that no other message took along."""
         sessions, self._garbage = self._garbage, []
         for session in sessions:
-            session.collect()
+            session.outbox.collect()
 
     # Outbound
 

@@ -28,6 +28,8 @@ from ocapn.model.values import NullType, Symbol, Tagged
 _INSIDE = 2
 
 _ATOMS = frozenset({bool, type(None), float, bytes, Symbol, NullType})
+#: Those that are no records on the wire, and so count for nothing in the nesting.
+_FLAT = frozenset({bool, float, bytes, Symbol})
 
 
 def copy_passable(value: object, limits: Limits, path: str = "", depth: int = 0) -> object:
@@ -47,11 +49,12 @@ def copy_passable(value: object, limits: Limits, path: str = "", depth: int = 0)
                 raise NotPassable(f"an integer of more than {limits.integer_digits} digits", path)
         return value
     if kind in _ATOMS or isinstance(value, (LocalTarget, RefHandle, PromiseHandle)):
+        if kind not in _FLAT:
+            _check_depth(depth + 1, limits, path)
         return value
     if kind is list or kind is tuple or kind is dict or kind is Tagged:
-        if depth >= limits.nesting:
-            raise NotPassable(f"nested more than {limits.nesting} deep", _short(path))
         depth += 1
+        _check_depth(depth, limits, path)
         if kind is dict:
             assert isinstance(value, dict)
             copy: dict[str, object] = {}
@@ -59,7 +62,7 @@ def copy_passable(value: object, limits: Limits, path: str = "", depth: int = 0)
                 if not isinstance(key, str):
                     raise NotPassable(f"a struct's keys are strings, not {type(key).__name__}", path)
                 _check_text(key, path)
-                copy[str(key)] = copy_passable(member, limits, f"{path}[{key!r}]", depth)
+                copy[str.__str__(key)] = copy_passable(member, limits, f"{path}[{key!r}]", depth)
             return copy
         if isinstance(value, Tagged):
             _check_text(value.tag, path)
@@ -69,9 +72,17 @@ def copy_passable(value: object, limits: Limits, path: str = "", depth: int = 0)
     if isinstance(value, (str, int, float, bytes, list, tuple, dict, bytearray, memoryview)):
         return copy_passable(plain(value), limits, path, depth)
     if isinstance(value, RemoteError):
+        if not isinstance(value.message, str):
+            raise NotPassable(f"an error's message is a str, not {type(value.message).__name__}", path)
         _check_text(value.message, path)
+        _check_depth(depth + 1, limits, path)
         return value
     if isinstance(value, (SturdyRef, PeerLocator, Envelope)):
+        if isinstance(value, SturdyRef):  # a record that holds a record that holds a struct
+            depth += 2 + bool(value.peer.hints)
+        elif isinstance(value, PeerLocator):
+            depth += 1 + bool(value.hints)
+        _check_depth(depth, limits, path)
         return value
     raise NotPassable(f"{describe(value)} cannot be passed", path)
 
@@ -90,7 +101,8 @@ def _copy(value: object, depth: int) -> object:
         if -(1 << 63) <= value < 1 << 63:  # type: ignore[operator]
             return value
     elif kind in _ATOMS or isinstance(value, (LocalTarget, RefHandle, PromiseHandle)):
-        return value
+        if depth > 0 or kind in _FLAT:
+            return value
     elif depth > 0:
         if kind is list or kind is tuple:
             return [_copy(member, depth - 1) for member in value]  # type: ignore[attr-defined]
@@ -127,6 +139,12 @@ def _check_text(text: object, path: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise NotPassable("a string with a surrogate is not text", path) from None
+
+
+def _check_depth(depth: int, limits: Limits, path: str) -> None:
+    """`depth` counts the containers around the value, itself included: lists, structs, and all records."""
+    if depth > limits.nesting:
+        raise NotPassable(f"nested more than {limits.nesting} deep", _short(path))
 
 
 def _short(path: str) -> str:

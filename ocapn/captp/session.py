@@ -1,19 +1,19 @@
 """One CapTP session: messages in, messages out (CapTP specification, Operations).
 
 The facade of the core. `receive` takes the bytes of one message and raises RemoteProtocolError if the peer broke
-the protocol; the caller then ends the session with `abort`. What is to be sent collects in `outbound`.
+the protocol; the caller then ends the session with `abort`. What is to be sent collects in `outbox`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final
 
+from ocapn.captp.bootstrap import BREAK, FULFILL, Bootstrap, ResolverTarget, resolve
 from ocapn.captp.delivery import (
     BROKEN,
     FULFILLED,
     PENDING,
-    CoreTarget,
     LocalTarget,
     Message,
     PromiseHandle,
@@ -24,10 +24,10 @@ from ocapn.captp.delivery import (
     Vow,
     broken,
     crossing,
-    error_of,
     select,
 )
-from ocapn.captp.handoff import DEPOSIT_GIFT, WITHDRAW_GIFT, Certificate, receive_give
+from ocapn.captp.handoff import DEPOSIT_GIFT, Certificate, receive_give
+from ocapn.captp.outbox import Outbox
 from ocapn.captp.tables import Export, Tables
 from ocapn.codec.operations import (
     ANSWER,
@@ -44,12 +44,11 @@ from ocapn.codec.operations import (
     GcExports,
     Give,
     Listen,
+    Receive,
     Select,
     StartSession,
     descriptor_bytes,
     write_abort,
-    write_gc_answers,
-    write_gc_exports,
     write_listen,
     write_select,
 )
@@ -72,71 +71,9 @@ from ocapn.model.values import Symbol, Tagged
 if TYPE_CHECKING:
     from ocapn.captp.node import Node
 
-FETCH: Final = Symbol("fetch")
-FULFILL: Final = Symbol("fulfill")
-BREAK: Final = Symbol("break")
 _BOOTSTRAP: Final = descriptor_bytes(EXPORT, 0)
-#: GC messages are cut so that each stays well under any peer's frame limit.
-_GC_BATCH: Final = 1000
-#: So much garbage goes with the next message; less waits a little, as it is dearer to send than to keep.
-_GC_WORTH: Final = 100
 
 Trace = Callable[[str, bytes], None]
-
-
-@final
-class Bootstrap(CoreTarget):
-    """The object at position 0 on our side of one session (CapTP specification, The bootstrap Object)."""
-
-    __slots__ = ("session",)
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-
-    def call(self, args: list[object]) -> object:
-        session = self.session
-        node = session.node
-        match args:
-            case [method, swiss] if method is FETCH:
-                found = node.swiss.get(swiss) if isinstance(swiss, bytes) else None
-                if found is None:
-                    raise RemoteError("no object has that swiss number")
-                return found
-            case [method, gift_id, gift] if method is DEPOSIT_GIFT:
-                node.gifts.deposit(session, gift_id, gift)
-                return None
-            case [method, envelope] if method is WITHDRAW_GIFT:
-                return node.gifts.withdraw(session, envelope).handle()
-        raise RemoteError("the bootstrap object takes fetch, deposit-gift and withdraw-gift")
-
-
-@final
-class _ResolverTarget(CoreTarget):
-    """A resolver of ours that the peer sent back as an argument: a target like any other."""
-
-    __slots__ = ("vow",)
-
-    def __init__(self, vow: RemoteVow) -> None:
-        self.vow = vow
-
-    def call(self, args: list[object]) -> object:
-        _resolve(self.vow, args)
-        return None
-
-
-def _resolve(vow: Vow, args: list[object]) -> None:
-    """A message to the resolver of `vow`: ['fulfill value] or ['break error]. Raises RemoteError."""
-    if len(args) == 2:
-        if args[0] is FULFILL:
-            if isinstance(vow, RemoteVow):
-                vow.told(args[1])
-            else:
-                vow.resolve(args[1])
-            return
-        if args[0] is BREAK:
-            vow.break_with(error_of(args[1]))
-            return
-    raise RemoteError("a resolver takes ['fulfill value] or ['break error]")
 
 
 class Session:
@@ -145,17 +82,12 @@ class Session:
     __slots__ = (
         "__weakref__",
         "_bootstrap",
-        "_collecting",
         "_decoder",
         "_encoder",
         "_exported",
-        "_garbage",
-        "_gc_answers",
-        "_gc_exports",
         "_gifts",
         "_handoff_count",
         "_handoff_counts",
-        "_listed",
         "_parts",
         "_watchers",
         "authenticated",
@@ -172,9 +104,7 @@ class Session:
         "location",
         "node",
         "on_end",
-        "outbound",
-        "outbox_bytes",
-        "outbox_frames",
+        "outbox",
         "peer_id",
         "peer_key",
         "queued_bytes",
@@ -211,9 +141,7 @@ class Session:
         self.ended: SessionEnded | None = None
         self.on_end: Callable[[SessionEnded], None] | None = None
         self.trace: Trace | None = None
-        self.outbound: list[bytes] = []
-        self.outbox_frames = 0  # not yet written by the network, `outbound` included
-        self.outbox_bytes = 0
+        self.outbox = Outbox(self)
         self.queued_turns = 0
         self.queued_bytes = 0
         self.held_messages = 0  # on promises of ours that are not resolved
@@ -225,13 +153,8 @@ class Session:
         self._encoder = Encoder(node.limits, self._write_reference, form.text_order)
         self._exported: list[Export] = []  # by the message being encoded
         self._gifts: list[tuple[RefHandle, bytes]] = []  # likewise
-        self._gc_exports: dict[int, int] = {}
-        self._gc_answers: list[int] = []
         self._handoff_count = 0
         self._handoff_counts: set[int] = set()
-        self._listed = False
-        self._garbage = False
-        self._collecting = False
         self._watchers: list[Vow] = []
         node.add_session(self)
 
@@ -270,9 +193,8 @@ class Session:
         elif type(operation) is Select:
             self._receive_select(operation)
         elif type(operation) is Abort:
-            error = Aborted(operation.reason)
-            self._end(error)
-            raise error
+            self._end(Aborted(operation.reason))
+            raise Aborted(operation.reason)  # another: one that was raised keeps the frames that it passed
         elif type(operation) is StartSession:
             raise RemoteProtocolError("op:start-session came a second time on this connection")
         else:
@@ -298,7 +220,7 @@ class Session:
             target = slot.value
         if operation.references:
             bootstrap = target is self._bootstrap
-            args = [self._incoming(arg, bootstrap) for arg in args]
+            self._incoming(args, bootstrap)
         answer: Vow | None = None
         if operation.answer >= 0 or operation.resolver is not None:
             answer = Vow(self.node)
@@ -312,7 +234,7 @@ class Session:
             self.node.enqueue(target, args, answer, self)
         elif type(target) is RemoteVow and to.kind == EXPORT:
             try:
-                _resolve(target, args)
+                resolve(target, args)
             except RemoteError as error:
                 self._failed(answer, error)
             else:
@@ -382,7 +304,7 @@ class Session:
         if slot is None:
             raise RemoteProtocolError(f"export {position} was never exported or is freed")
         value = slot.value
-        return _ResolverTarget(value) if isinstance(value, RemoteVow) else value
+        return ResolverTarget(value) if isinstance(value, RemoteVow) else value
 
     def _incoming(self, value: object, certificates: bool) -> object:
         """The value with references in place of descriptors; signed receives pass only to the bootstrap."""
@@ -395,17 +317,22 @@ class Session:
             if value.kind == ANSWER:
                 return self._answer_at(value.position).handle()
             return self.tables.import_slot(self, value.position, value.kind == PROMISE).handle()
-        if isinstance(value, list):
-            return [self._incoming(item, certificates) for item in value]
-        if isinstance(value, dict):
-            return {key: self._incoming(item, certificates) for key, item in value.items()}
-        if isinstance(value, Tagged):
-            return Tagged(value.tag, self._incoming(value.value, certificates))
-        if isinstance(value, Envelope):
+        if isinstance(value, list):  # containers were made by the decoder, for us: they are changed in place
+            for i, item in enumerate(value):
+                value[i] = self._incoming(item, certificates)
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                value[key] = self._incoming(item, certificates)
+        elif isinstance(value, Tagged):
+            value.value = self._incoming(value.value, certificates)
+        elif isinstance(value, Envelope):
             if isinstance(value.signed, Give):
                 return receive_give(self, value).handle()
             if not certificates:
                 raise RemoteProtocolError("a desc:handoff-receive is for the bootstrap object alone")
+        elif isinstance(value, (Give, Receive)):
+            name = "give" if isinstance(value, Give) else "receive"
+            raise RemoteProtocolError(f"a desc:handoff-{name} stands in a desc:sig-envelope")
         return value
 
     # Sending
@@ -455,7 +382,7 @@ class Session:
         question = RemoteVow(self, ANSWER, position, descriptor_bytes(ANSWER, position))
         tables.next_question = position + 1
         tables.questions[position] = question
-        self._send(message)
+        self.send(message)
         return question
 
     def listen(self, vow: RemoteVow) -> None:
@@ -468,7 +395,7 @@ class Session:
         except OCapNError as error:
             vow.break_with(error)
             return
-        self._send(write_listen(vow.kind, vow.position, resolver))
+        self.send(write_listen(vow.kind, vow.position, resolver))
 
     def tell(self, resolver: int, fulfilled: bool, value: object) -> None:
         """Tells a resolver of the peer what the promise became, and returns the resolver."""
@@ -492,11 +419,9 @@ class Session:
         if self.ended is not None:
             raise fresh(self.ended)  # one that is raised again and again collects every frame it passed
         if not forwarded:
-            limits = self.node.limits
-            if self.outbox_frames >= limits.outbox_frames or self.outbox_bytes >= limits.outbox_bytes:
-                raise Backpressure(
-                    f"{self.outbox_frames} messages ({self.outbox_bytes} bytes) wait to be sent already"
-                )
+            outbox = self.outbox
+            if outbox.full:
+                raise Backpressure(f"{outbox.frames} messages ({outbox.size} bytes) wait to be sent already")
 
     def _encode_args(self, args: list[object]) -> bytes:
         encoder = self._encoder
@@ -533,20 +458,16 @@ class Session:
             for gift, gift_id in gifts:
                 slot = gift._import
                 slot.session.deliver_only(_BOOTSTRAP, [DEPOSIT_GIFT, gift_id, gift], forwarded=True)
-        self._send(message)
+        self.send(message)
 
-    def _send(self, message: bytes) -> None:
+    def send(self, message: bytes) -> None:
+        """One encoded message, as it is."""
         counters = self.counters
         counters[2] += 1
         counters[3] += len(message)
         if self.trace is not None:
             self.trace("->", message)
-        self.outbound.append(message)
-        self.outbox_frames += 1
-        self.outbox_bytes += len(message)
-        if not self._listed:
-            self._listed = True
-            self.node.dirty(self)
+        self.outbox.append(message)
 
     def _write_reference(self, encoder: Encoder, value: object) -> None:
         """Encodes a reference from the peer's point of view."""
@@ -579,7 +500,7 @@ class Session:
                 )
                 self._gifts.append((value, gift_id))
                 encoder.parts.append(give)
-        elif isinstance(value, _ResolverTarget):
+        elif isinstance(value, ResolverTarget):
             self._export(encoder, value, id(value.vow), OBJECT)
         elif isinstance(value, LocalTarget):
             if value is self._bootstrap:
@@ -615,8 +536,7 @@ class Session:
     def release_answer(self, question: RemoteVow) -> None:
         """An answer we asked for is not needed any more, as a place to send to."""
         if self.tables.questions.pop(question.position, None) is not None and self.ended is None:
-            self._gc_answers.append(question.position)
-            self._collect_later()
+            self.outbox.released(question.position)
 
     def release_import(self, position: int) -> None:
         """Nobody here holds the import any more."""
@@ -626,77 +546,19 @@ class Session:
 
     def _return(self, position: int, count: int) -> None:
         if position and self.ended is None:  # the bootstrap object is never returned
-            self._gc_exports[position] = self._gc_exports.get(position, 0) + count
-            self._collect_later()
-
-    def _collect_later(self) -> None:
-        """There is garbage to tell of: with other messages once there is enough, or when the node says so."""
-        if not self._garbage:
-            self._garbage = True
-            self.node.has_garbage(self)
-
-    def collect(self) -> None:
-        """Garbage has waited long enough."""
-        self._garbage = False
-        if self._gc_exports or self._gc_answers:
-            self._collecting = True
-            if not self._listed:
-                self._listed = True
-                self.node.dirty(self)
-
-    def take(self) -> list[bytes]:
-        """What is to be sent, in order; garbage collection last, in as few messages as possible."""
-        self._listed = True  # what is sent here is taken here
-        if self.ended is None and (
-            self._collecting or len(self._gc_exports) + len(self._gc_answers) >= _GC_WORTH
-        ):
-            self._collecting = False
-            if self._gc_exports:
-                gone, self._gc_exports = self._gc_exports, {}
-                positions = list(gone)
-                for i in range(0, len(positions), _GC_BATCH):
-                    some = positions[i : i + _GC_BATCH]
-                    self._send(write_gc_exports(some, [gone[position] for position in some], self.form))
-            if self._gc_answers:
-                answers, self._gc_answers = self._gc_answers, []
-                for i in range(0, len(answers), _GC_BATCH):
-                    self._send(write_gc_answers(answers[i : i + _GC_BATCH], self.form))
-        self._listed = False
-        taken = self.outbound
-        self.outbound = []
-        return taken
-
-    def put_back(self, messages: list[bytes]) -> None:
-        """The network did not take these, the last that `take` returned."""
-        self.outbound[:0] = messages
-
-    def written(self, frames: int, size: int) -> None:
-        """The network has taken that much of what `take` returned."""
-        self.outbox_frames -= frames
-        self.outbox_bytes -= size
+            self.outbox.returned(position, count)
 
     @property
     def has_room(self) -> bool:
-        """Whether an application may send: neither the outbox is full, nor are too many answers owed."""
-        limits = self.node.limits
-        return (
-            self.outbox_frames < limits.outbox_frames
-            and self.outbox_bytes < limits.outbox_bytes
-            and len(self.tables.questions) < limits.answers
-        )
-
-    @property
-    def overflown(self) -> bool:
-        """Whether so much waits that the session must end: its peer does not read."""
-        limits = self.node.limits
-        return self.outbox_frames >= 2 * limits.outbox_frames or self.outbox_bytes >= 2 * limits.outbox_bytes
+        """Whether an application may send: neither is the outbox full, nor are too many answers owed."""
+        return not self.outbox.full and len(self.tables.questions) < self.node.limits.answers
 
     # Ends
 
     def abort(self, reason: str) -> None:
         """Ends the session with op:abort."""
         if self.ended is None:
-            self._send(write_abort(reason))
+            self.send(write_abort(reason))
             self._end(SessionEnded(reason))
 
     def disconnected(self, reason: str) -> None:
@@ -718,8 +580,7 @@ class Session:
         for vow in watchers:
             vow.resolve(error)
         self.tables = Tables(self.node.limits)
-        self._gc_exports.clear()
-        self._gc_answers.clear()
+        self.outbox.forget_garbage()
         if self.on_end is not None:
             self.on_end(error)
 
@@ -743,8 +604,8 @@ class Session:
             "bytes_received": bytes_in,
             "messages_sent": messages_out,
             "bytes_sent": bytes_out,
-            "outbox_messages": self.outbox_frames,
-            "outbox_bytes": self.outbox_bytes,
+            "outbox_messages": self.outbox.frames,
+            "outbox_bytes": self.outbox.size,
             "turns_waiting": self.queued_turns,
             "messages_on_promises": self.held_messages,
             "gifts_waiting": deposited,
@@ -758,12 +619,10 @@ class Session:
         tables.check()
         assert not self._exported, "exports of a message that was not sent are counted"
         assert not self._gifts, "gifts of a message that was not sent are kept"
-        assert self.outbox_frames >= len(self.outbound), "the outbox is miscounted"
+        assert self.outbox.frames >= len(self.outbox.messages), "the outbox is miscounted"
         assert self.queued_turns >= 0, "turns are miscounted"
         assert self.queued_bytes >= 0, "bytes of turns are miscounted"
         assert self.held_messages >= 0, "messages on promises are miscounted"
-        for position in self._gc_exports:
-            assert position not in tables.exports or position, "gc of position 0"
         if self.ended is not None:
             assert not any(tables.sizes().values()), "an ended session keeps references"
 

@@ -107,7 +107,7 @@ async def _call(sturdyref: SturdyRef, args: list[object], given: argparse.Namesp
                     print(values.json_line(RemoteError(error.message)))
                 raise
             except NotPassable as error:
-                raise Failure(ExitCode.MALFORMED, _named(error, given.method != "-")) from error
+                raise Failure(ExitCode.MALFORMED, _named(error)) from error
             return values.json_line(result) if given.json else values.readable(result)
     raise Failure(
         ExitCode.TIMEOUT,
@@ -115,12 +115,12 @@ async def _call(sturdyref: SturdyRef, args: list[object], given: argparse.Namesp
     )
 
 
-def _named(error: NotPassable, method: bool) -> str:
+def _named(error: NotPassable) -> str:
     """What cannot be passed, by its place on the command line."""
     found = re.match(r"args\[(\d+)\](.*)", error.path, re.DOTALL)
     if found is None:
         return str(error)
-    return f"argument {int(found[1]) + (not method)}{found[2]}: {error.why}"
+    return f"argument {int(found[1]) + 1}{found[2]}: {error.why}"
 
 
 COMMAND: Final = Command(

@@ -49,6 +49,8 @@ Example:
 
 #: Seconds that a step may take: a hundred times what it takes.
 _PATIENCE: Final = 15.0
+#: Seconds that it may take until all is collected.
+_COLLECTING: Final = 5.0
 #: Seconds that a child gets to leave in order.
 _LEAVING: Final = 4.0
 #: The counts of `session.stats()` that are zero when nothing is held and nothing is under way.
@@ -401,7 +403,7 @@ async def _held(peer: ocapn.Peer, children: Sequence[Child]) -> _Held:
 async def _collected(peer: ocapn.Peer, children: Sequence[Child]) -> _Held:
     """What the processes hold when nothing is held any more. Raises Failure if something stays."""
     held: _Held = {}
-    with trio.move_on_after(_PATIENCE / 2):
+    with trio.move_on_after(_COLLECTING):
         while True:
             held = await _held(peer, children)
             if not _left(held):

@@ -69,13 +69,15 @@ class Stopped(BaseException):
         self.signum = signum
 
 
-_URI: Final = "a peer's URI is ocapn://DESIGNATOR.TRANSPORT?HINT=VALUE&..., an object's has /s/SWISS before the ?"
+_URI: Final = (
+    "a peer's URI is ocapn://DESIGNATOR.TRANSPORT?HINT=VALUE&..., an object's has /s/SWISS before the ?"
+)
 
 
 def failure_of(error: BaseException) -> Failure:
     """What to tell of an exception, which may be a group as trio's nurseries make them."""
     leaves = list(_leaves(error))
-    for kind in (Failure, BrokenPipeError, OCapNError, SystemExit):
+    for kind in (Failure, BrokenPipeError, OCapNError, OSError, SystemExit):
         for leaf in leaves:
             if isinstance(leaf, kind):
                 return _told(leaf)

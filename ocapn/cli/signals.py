@@ -46,7 +46,8 @@ class Signals:
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         for signum, handler in self._previous.items():
-            signal.signal(signum, handler)
+            # Once a signal has ended the command, a late twin of it must not change how the process ends.
+            signal.signal(signum, signal.SIG_IGN if self._received else handler)
         self._previous.clear()
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:

@@ -48,7 +48,7 @@ def _run(given: argparse.Namespace) -> None:
     data = read_bytes(given.file)
     name = "standard input" if given.file == "-" else printable(given.file)
     try:
-        for value in _framed(data) if given.frames else _values(data):
+        for value in framed(data) if given.frames else values(data):
             print(notation(value, secrets=given.secrets))
     except DecodeError as error:
         hint = ""
@@ -57,7 +57,7 @@ def _run(given: argparse.Namespace) -> None:
         raise Failure(ExitCode.MALFORMED, f"{name}, byte {error.offset}: {error.rule}{hint}") from None
 
 
-def _values(data: bytes) -> Iterator[bytes]:
+def values(data: bytes) -> Iterator[bytes]:
     """The values that follow each other in `data`. Raises DecodeError with the offset in `data`."""
     decoder = Decoder(_LIMITS, ANY_RECORD)
     decoder.feed(data)
@@ -73,7 +73,7 @@ def _values(data: bytes) -> Iterator[bytes]:
         offset += len(found[1])
 
 
-def _framed(data: bytes) -> Iterator[bytes]:
+def framed(data: bytes) -> Iterator[bytes]:
     """The values in the frames of `data`. Raises DecodeError with the offset in `data`."""
     if data[:1] == b"<":
         raise DecodeError("a value and not a frame, which begins with its length; try without --frames", 0)

@@ -444,6 +444,7 @@ def _give(items: list[object], decoder: Decoder) -> Give:
         raise ValueError("session, gifter-side and gift-id are byte arrays")
     if not 1 <= len(gift_id) <= 64:
         raise ValueError("a gift id is 1 to 64 bytes")
+    decoder.references += 1  # so that one without its envelope is found
     return Give(read_public_key(key), exporter, session, side, gift_id, decoder.raw())
 
 
@@ -454,6 +455,7 @@ def _receive(items: list[object], decoder: Decoder) -> Receive:
         raise ValueError("receiving-session and receiving-side are byte arrays")
     if not isinstance(give, Envelope) or not isinstance(give.signed, Give):
         raise ValueError("the signed give is a desc:sig-envelope of a desc:handoff-give")
+    decoder.references += 1
     return Receive(session, side, _position(count, "a handoff count"), give, decoder.raw())
 
 

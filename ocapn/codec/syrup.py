@@ -142,15 +142,20 @@ class Decoder:
         self._kind = _TOP
         items: list[object] = []
         self._items = items
-        if self._stack:
-            self._stack = []
-        if not self._parse():
-            if not data:
-                raise DecodeError("there is nothing: a message has at least one byte", 0)
-            raise DecodeError("the message ends inside a value", len(data))
-        if self._pos != len(data):
-            raise DecodeError("bytes are left over after the value", self._pos)
-        return items[0]
+        try:
+            if not self._parse():
+                if not data:
+                    raise DecodeError("there is nothing: a message has at least one byte", 0)
+                raise DecodeError("the message ends inside a value", len(data))
+            if self._pos != len(data):
+                raise DecodeError("bytes are left over after the value", self._pos)
+            return items.pop()
+        finally:
+            # A decoder waits for the next message, and that may be long: it keeps nothing of this one.
+            self._buffer = b""
+            items.clear()
+            if self._stack:
+                self._stack = []
 
     # A growing buffer
 

@@ -13,7 +13,8 @@ import trio
 
 import ocapn
 from ocapn import E, Limits, Promise, Resolver, Target, method
-from tests.conformance.client import BOOTSTRAP, Client, Place, Rec, Sym, answer, encode
+from tests.conformance.client import Client, Place
+from tests.conformance.encoding import BOOTSTRAP, Rec, Sym, answer, encode
 
 SWISS: Final = b"the swiss number of the victim, a secret"
 #: Seconds until a wait counts as failed.

@@ -124,8 +124,8 @@ class Link:
     def collect(self) -> None:
         """Puts what the sessions have to send on its way."""
         for session, queue in zip((self.a, self.b), self.under_way, strict=True):
-            messages = session.take()
-            session.written(len(messages), sum(map(len, messages)))
+            messages = session.outbox.take()
+            session.outbox.written(messages)
             queue.extend(messages)
 
     def to_b(self, count: int = -1) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -11,12 +12,9 @@ from nacl.signing import SigningKey
 import ocapn
 from tests.support import trio_test_real
 
-from .client import (
+from .client import TIMEOUT, Client, Message, Place
+from .encoding import (
     BOOTSTRAP,
-    TIMEOUT,
-    Client,
-    Message,
-    Place,
     Rec,
     Sym,
     encode,
@@ -28,15 +26,10 @@ from .client import (
     public_key,
 )
 from .peer import ECHO, GREETER, STURDYREF_ENLIVENER
-from .support import SUBJECT, World, world
+from .support import SUBJECT, World, alive, world
 
 FRAMINGS = ["none", "syrup", "netstring"]
 framings = pytest.mark.parametrize("framing", FRAMINGS)
-
-
-async def alive(client: Client) -> bool:
-    """Whether the session works."""
-    return await client.call(await client.fetch(ECHO), "alive") == ["alive"]
 
 
 async def dialled(found: World, place: Place) -> tuple[Client, Rec]:
@@ -163,8 +156,11 @@ async def test_a_message_of_a_mebibyte_passes_and_a_longer_one_aborts() -> None:
 # op:start-session
 
 
-REFUSED = {
-    "another operation first": (lambda client: Rec("op:deliver", BOOTSTRAP, [], False, False), "first message"),
+REFUSED: dict[str, tuple[Callable[[Client], Rec], str]] = {
+    "another operation first": (
+        lambda client: Rec("op:deliver", BOOTSTRAP, [], False, False),
+        "first message",
+    ),
     "wrong version": (lambda client: client.start("2.0"), "version"),
     "signature over something else": (lambda client: client.start(signed=b"x"), "signature"),
     "signature of another location": (
@@ -271,13 +267,13 @@ async def _no_start(session: Client) -> str:
 async def _an_abort(session: Client) -> str:
     await session.send(Rec("op:abort", "not today"))
     await session.send_eof()
-    assert await session._receive_bytes() == b""
+    assert await session.receive_bytes() == b""
     return "not today"
 
 
 async def _nothing(session: Client) -> str:
     await session.send_eof()
-    assert await session._receive_bytes() == b""
+    assert await session.receive_bytes() == b""
     return "ended"
 
 
@@ -317,7 +313,7 @@ async def test_the_peer_s_own_start_comes_back() -> None:
             stream = await place.listener.accept()
         session = Client(place, stream, "syrup", text_order=False)
         place.clients.append(session)
-        await session.send_bytes(await session._receive_bytes())
+        await session.send_bytes(await session.receive_bytes())
         assert "own" in await session.aborted()
 
 
@@ -427,9 +423,7 @@ async def test_crossed_hellos_when_the_winner_then_fails() -> None:
         await outbound.message_to(BOOTSTRAP)
         await outbound.close()
         assert await asker.broken(asked)
-        again = await asker.ask(
-            await asker.fetch(STURDYREF_ENLIVENER), place.sturdyref(b"swiss")
-        )
+        again = await asker.ask(await asker.fetch(STURDYREF_ENLIVENER), place.sturdyref(b"swiss"))
         session = await place.accepted()
         fetch = await session.message_to(BOOTSTRAP)
         await session.tell(own(fetch.resolver), Sym("fulfill"), "found")

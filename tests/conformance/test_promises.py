@@ -1,4 +1,4 @@
-"""Promises on the wire: listening, parts, pipelining, order (wire.md, Operations)."""
+"""Promises on the wire: listening, resolving, parts (wire.md, Operations)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ import ocapn
 from ocapn import E
 from tests.support import trio_test_real
 
-from .client import (
+from .client import Client, Message
+from .encoding import (
     BOOTSTRAP,
     VOID,
-    Client,
-    Message,
     Rec,
     Sym,
     answer,
@@ -24,23 +23,8 @@ from .client import (
     own,
     promise,
 )
-from .peer import ECHO, GREETER, PROMISE_RESOLVER
-from .support import World, world
-
-DEPTH = 100
-
-
-async def pair_of(client: Client) -> tuple[Rec, Rec]:
-    """A promise of the peer, and its resolver."""
-    vow, resolver = await client.call(await client.fetch(PROMISE_RESOLVER))
-    return own(vow), own(resolver)
-
-
-async def part_of(client: Client, operation: str, to: Rec, key: object) -> Rec:
-    position = client.answer_position()
-    await client.send(Rec(operation, to, key, position))
-    return await client.listen(answer(position))
-
+from .peer import ECHO, GREETER
+from .support import asked_of, pair_of, part_of, world
 
 # op:listen
 
@@ -167,7 +151,11 @@ async def test_a_promise_of_ours_is_listened_on_when_the_peer_wants_to_know() ->
         await client.tell(await client.fetch(b"keep"), promise(vow))
         asked = await other.ask(await other.fetch(b"know"))
         listening = await client.next()
-        assert (listening.label, listening.fields[0], listening.fields[2]) == ("op:listen", export(vow), False)
+        assert (listening.label, listening.fields[0], listening.fields[2]) == (
+            "op:listen",
+            export(vow),
+            False,
+        )
         await client.tell(own(listening.fields[1]), Sym("fulfill"), 42)
         assert await other.fulfilled(asked) == 42
         holder.clear()
@@ -185,29 +173,6 @@ async def test_a_settled_promise_ignores_its_resolver() -> None:
 
 
 # Resolvers of the peer
-
-
-async def asked_of(found: World, ask: Any) -> tuple[Client, Rec, Client, Rec]:
-    """`ask` is called with an object of one session, as often as the object it returns is called in another.
-
-    Returns the first session and how the peer addresses the object, the second and how it addresses the caller.
-    """
-    client, other = await found.session("client"), await found.session("other")
-    held: list[object] = []
-
-    @ocapn.target
-    def keep(value: object) -> None:
-        held.append(value)
-
-    @ocapn.target
-    def call() -> object:
-        return ask(held[0])
-
-    found.peer.export(keep, b"keep")
-    found.peer.export(call, b"call")
-    mine = client.position()
-    await client.call(await client.fetch(b"keep"), obj(mine))
-    return client, export(mine), other, await other.fetch(b"call")
 
 
 @trio_test_real
@@ -403,169 +368,3 @@ async def test_the_peer_asks_for_parts() -> None:
         assert (listening.label, listening.fields[0]) == ("op:listen", expected)
         await client.tell(own(listening.fields[1]), Sym("fulfill"), "part")
         assert await other.fulfilled(asked) == "part"
-
-
-# Pipelining
-
-
-async def _chained(found: World, client: Client) -> Rec:
-    @ocapn.target
-    def me(count: int) -> object:
-        if count == 0:
-            raise ValueError("enough")
-        return me
-
-    found.peer.export(me, b"me")
-    return await client.fetch(b"me")
-
-
-@trio_test_real
-async def test_pipelining_to_depth_100() -> None:
-    async with world() as found:
-        client = await found.session()
-        me = await _chained(found, client)
-        to = me
-        operations = []
-        for n in range(1, DEPTH + 1):
-            position = client.answer_position()
-            operations.append(Rec("op:deliver", to, [n], position, False))
-            to = answer(position)
-        await client.send(*operations)
-        assert own(await client.fulfilled(await client.listen(to))) == me
-
-
-@trio_test_real
-async def test_a_broken_pipeline_of_depth_100_breaks_as_a_whole() -> None:
-    async with world() as found:
-        client = await found.session()
-        to = await _chained(found, client)
-        operations, resolvers = [], []
-        for n in range(DEPTH):
-            position, resolver = client.answer_position(), client.position()
-            operations.append(Rec("op:deliver", to, [n], position, obj(resolver)))
-            resolvers.append(export(resolver))
-            to = answer(position)
-        await client.send(*operations)
-        errors = [await client.broken(resolver) for resolver in resolvers]
-        assert errors == [Rec("desc:error", "enough")] * DEPTH
-
-
-@trio_test_real
-async def test_messages_to_a_promise_wait_in_order() -> None:
-    """100 messages, and parts between them, reach what the promise becomes in the order they were sent."""
-    async with world() as found:
-        heard: list[object] = []
-
-        @ocapn.target
-        def hear(n: object) -> object:
-            heard.append(n)
-            return n
-
-        found.peer.export(hear, b"hear")
-        client = await found.session()
-        hearer = await client.fetch(b"hear")
-        vow, resolver = await pair_of(client)
-        asked = [await client.ask(vow, n) for n in range(DEPTH)]
-        await client.nothing_else()
-        assert not heard
-        await client.tell(resolver, Sym("fulfill"), hearer)
-        direct = await client.ask(vow, DEPTH)
-        for n, one in enumerate([*asked, direct]):
-            assert await client.fulfilled(one) == n
-        assert heard == list(range(DEPTH + 1))
-
-
-@pytest.mark.parametrize("value", [1, "text", VOID, [], Rec("desc:error", "an error as a value")], ids=repr)
-@trio_test_real
-async def test_messages_to_what_becomes_data_break(
-    value: object, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with world() as found:
-        client = await found.session()
-        vow, resolver = await pair_of(client)
-        asked = await client.ask(vow, "before")
-        await client.tell(vow, "before, wanting nothing")
-        with caplog.at_level(logging.WARNING, "ocapn.captp"):
-            await client.tell(resolver, Sym("fulfill"), value)
-            assert (await client.broken(asked)).label == "desc:error"
-            assert (await client.broken(await client.ask(vow, "after"))).label == "desc:error"
-        assert len(caplog.records) == 1
-
-
-@trio_test_real
-async def test_messages_to_a_broken_promise_break_with_its_error() -> None:
-    async with world() as found:
-        client = await found.session()
-        vow, resolver = await pair_of(client)
-        before = await client.ask(vow, "before")
-        await client.tell(resolver, Sym("break"), Sym("gone"))
-        assert await client.broken(before) == Sym("gone")
-        assert await client.broken(await client.ask(vow, "after")) == Sym("gone")
-
-
-@trio_test_real
-async def test_the_peer_pipelines_to_depth_100() -> None:
-    """Nothing is awaited: every message stands on the answer of the one before."""
-
-    def chain(someone: object) -> object:
-        last = E(someone)(0)
-        for n in range(1, DEPTH):
-            last = last(n)
-        return last
-
-    async with world() as found:
-        client, mine, other, caller = await asked_of(found, chain)
-        asked = await other.ask(caller)
-        expected = mine
-        for n in range(DEPTH):
-            message = Message.of(await client.next())
-            assert (message.to, message.args) == (expected, [n])
-            assert message.answer is not None
-            expected = answer(message.answer)
-        await client.tell(own(message.resolver), Sym("fulfill"), "the last")
-        assert await other.fulfilled(asked) == "the last"
-
-
-@trio_test_real
-async def test_messages_pipelined_to_our_answer_are_ours_again() -> None:
-    """The peer's answer becomes our object: what we pipelined to it comes back to us, in order."""
-    async with world() as found:
-        client = await found.session()
-        echo = await client.fetch(ECHO)
-        mine = client.position()
-        whole, part = client.answer_position(), client.answer_position()
-        await client.send(
-            Rec("op:deliver", echo, [obj(mine)], whole, False),
-            Rec("op:index", answer(whole), 0, part),
-            *[Rec("op:deliver", answer(part), [n], False, False) for n in range(10)],
-        )
-        for n in range(10):
-            message = await client.message_to(export(mine))
-            assert message.args == [n]
-
-
-@trio_test_real
-async def test_order_of_messages_to_one_target_by_different_ways() -> None:
-    """Through an answer that is known, directly, with and without an answer: in the order sent."""
-    async with world() as found:
-        heard: list[object] = []
-
-        @ocapn.target
-        def hear(n: object) -> None:
-            heard.append(n)
-
-        found.peer.export(hear, b"hear")
-        client = await found.session()
-        hearer = await client.fetch(b"hear")
-        position = client.answer_position()
-        await client.ask(BOOTSTRAP, Sym("fetch"), b"hear", answer=position)
-        await client.call(answer(position), "first")
-        for n in range(30):
-            if n % 3 == 0:
-                await client.tell(hearer, n)
-            elif n % 3 == 1:
-                await client.tell(answer(position), n, old_form=True)
-            else:
-                await client.ask(hearer, n)
-        await client.call(hearer, "last")
-        assert heard == ["first", *range(30), "last"]

@@ -15,17 +15,15 @@ import pytest
 
 from tests.support import trio_test_real
 
-from .client import (
+from .client import Client, Message, Place
+from .encoding import (
     BOOTSTRAP,
-    Client,
-    Message,
-    Place,
     Rec,
     Sym,
     answer,
     encode,
+    envelope,
     export,
-    locator_of,
     make_key,
     obj,
     own,
@@ -33,8 +31,8 @@ from .client import (
     public_key,
     verify,
 )
-from .peer import CAR_FACTORY_BUILDER, ECHO, GREETER, PROMISE_RESOLVER, STURDYREF_ENLIVENER
-from .support import World, world
+from .peer import CAR_FACTORY_BUILDER, ECHO, GREETER, STURDYREF_ENLIVENER
+from .support import World, pair_of, part_of, world
 
 
 @dataclass(frozen=True)
@@ -69,12 +67,6 @@ SPEECHES = [
 speeches = pytest.mark.parametrize("speech", SPEECHES, ids=lambda speech: speech.branch)
 
 
-async def promise_and_resolver(client: Client) -> tuple[Rec, Rec]:
-    pair = await client.call(await client.fetch(PROMISE_RESOLVER))
-    assert [descriptor.label for descriptor in pair] == ["desc:import-promise", "desc:import-object"]
-    return own(pair[0]), own(pair[1])
-
-
 # op:abort
 
 
@@ -85,7 +77,7 @@ async def test_abort_before_setup(speech: Speech) -> None:
         client = await (await found.place("client")).connect(found.uri, speech.framing)
         await client.send(Rec("op:abort", "test-abort-before-setup"), client.start())
         await client.send_eof()
-        assert await client._receive_bytes() == b""
+        assert await client.receive_bytes() == b""
         assert not found.peer.sessions
 
 
@@ -98,8 +90,8 @@ async def test_abort_after_setup(speech: Speech) -> None:
         await client.send(Rec("op:abort", "test-abort-after-setup"))
         await client.ask(BOOTSTRAP, Sym("fetch"), ECHO)
         await client.send_eof()
-        while data := await client._receive_bytes():  # what was on its way
-            assert data.startswith(b"<12'op:gc-") or data.startswith(b"<13'op:gc-")
+        while data := await client.receive_bytes():  # what was on its way
+            assert data.startswith((b"<12'op:gc-", b"<13'op:gc-"))
         assert not found.peer.sessions
 
 
@@ -220,7 +212,7 @@ async def test_gc_answer(speech: Speech) -> None:
 async def test_op_listen_to_promise_and_fulfill(speech: Speech) -> None:
     async with speech.world() as found:
         client = await speech.session(found)
-        vow, resolver = await promise_and_resolver(client)
+        vow, resolver = await pair_of(client)
         listener = await client.listen(vow, False)
         await speech.tell(client, resolver, Sym("fulfill"), Sym("ok"))
         assert await client.outcome(listener) == ("fulfill", Sym("ok"))
@@ -231,7 +223,7 @@ async def test_op_listen_to_promise_and_fulfill(speech: Speech) -> None:
 async def test_op_listen_to_promise_and_break(speech: Speech) -> None:
     async with speech.world() as found:
         client = await speech.session(found)
-        vow, resolver = await promise_and_resolver(client)
+        vow, resolver = await pair_of(client)
         listener = await client.listen(vow, False)
         await speech.tell(client, resolver, Sym("break"), Sym("oh-no"))
         assert await client.outcome(listener) == ("break", Sym("oh-no"))
@@ -242,7 +234,7 @@ async def test_op_listen_to_promise_and_break(speech: Speech) -> None:
 async def test_op_listen_already_has_answer(speech: Speech) -> None:
     async with speech.world() as found:
         client = await speech.session(found)
-        vow, resolver = await promise_and_resolver(client)
+        vow, resolver = await pair_of(client)
         await speech.tell(client, resolver, Sym("fulfill"), Sym("ok"))
         listener = await client.listen(vow, False)
         assert await client.outcome(listener) == ("fulfill", Sym("ok"))
@@ -352,13 +344,6 @@ async def test_op_bootstrap(speech: Speech) -> None:
 # op:index and op:get
 
 
-async def part_of(client: Client, operation: str, to: Rec, key: object) -> Rec:
-    """Asks for a part and listens on it; returns the resolver."""
-    position = client.answer_position()
-    await client.send(Rec(operation, to, key, position))
-    return await client.listen(answer(position), False)
-
-
 @speeches
 @trio_test_real
 async def test_op_index_success_desc_answer(speech: Speech) -> None:
@@ -375,7 +360,7 @@ async def test_op_index_success_desc_answer(speech: Speech) -> None:
 async def test_op_index_success_desc_export(speech: Speech) -> None:
     async with speech.world() as found:
         client = await speech.session(found)
-        vow, resolver = await promise_and_resolver(client)
+        vow, resolver = await pair_of(client)
         part = await part_of(client, "op:index", vow, 2)
         await speech.tell(client, resolver, Sym("fulfill"), [100, 200, 300, 400])
         assert await client.fulfilled(part) == 300
@@ -386,7 +371,7 @@ async def test_op_index_success_desc_export(speech: Speech) -> None:
 async def test_op_index_on_broken_promise(speech: Speech) -> None:
     async with speech.world() as found:
         client = await speech.session(found)
-        vow, resolver = await promise_and_resolver(client)
+        vow, resolver = await pair_of(client)
         part = await part_of(client, "op:index", vow, 2)
         await speech.tell(client, resolver, Sym("break"), Sym("oh-no"))
         assert await client.broken(part) == Sym("oh-no")
@@ -397,7 +382,7 @@ async def test_op_index_on_broken_promise(speech: Speech) -> None:
 async def test_op_index_fails_on_non_list(speech: Speech) -> None:
     async with speech.world() as found:
         client = await speech.session(found)
-        vow, resolver = await promise_and_resolver(client)
+        vow, resolver = await pair_of(client)
         part = await part_of(client, "op:index", vow, 2)
         await speech.tell(client, resolver, Sym("fulfill"), Sym("not-a-list"))
         assert "list" in (await client.broken(part)).fields[0]
@@ -420,7 +405,7 @@ async def test_op_get_success_desc_answer(speech: Speech) -> None:
 async def test_op_get_success_desc_export(speech: Speech) -> None:
     async with speech.world() as found:
         client = await speech.session(found)
-        vow, resolver = await promise_and_resolver(client)
+        vow, resolver = await pair_of(client)
         await speech.tell(client, resolver, Sym("fulfill"), {"foo": 72, "bar": "baz"})
         assert await client.fulfilled(await part_of(client, "op:get", vow, "foo")) == 72
 
@@ -430,7 +415,7 @@ async def test_op_get_success_desc_export(speech: Speech) -> None:
 async def test_op_get_broken_promise(speech: Speech) -> None:
     async with speech.world() as found:
         client = await speech.session(found)
-        vow, resolver = await promise_and_resolver(client)
+        vow, resolver = await pair_of(client)
         await speech.tell(client, resolver, Sym("break"), Sym("oh-no"))
         assert await client.broken(await part_of(client, "op:get", vow, "foo")) == Sym("oh-no")
 
@@ -440,7 +425,7 @@ async def test_op_get_broken_promise(speech: Speech) -> None:
 async def test_op_get_not_struct(speech: Speech) -> None:
     async with speech.world() as found:
         client = await speech.session(found)
-        vow, resolver = await promise_and_resolver(client)
+        vow, resolver = await pair_of(client)
         await speech.tell(client, resolver, Sym("fulfill"), Sym("not-a-struct"))
         assert "struct" in (await client.broken(await part_of(client, "op:get", vow, "foo"))).fields[0]
 
@@ -456,7 +441,7 @@ async def receives(speech: Speech, found: World, exporter: Place, prior: Client 
     give = Rec(
         "desc:handoff-give", public_key(gifter.peer_key), exporter.location, b"g-e", b"gifter", b"my-gift"
     )
-    signed_give = Rec("desc:sig-envelope", give, gifter_signature(key, give))
+    signed_give = envelope(key, give)
     await speech.tell(gifter, greeter, signed_give)
     session = prior or await exporter.accepted(speech.framing)
     withdrawal = await session.message_to(BOOTSTRAP)
@@ -474,11 +459,6 @@ async def receives(speech: Speech, found: World, exporter: Place, prior: Client 
     greeting = await session.message_to(answer(withdrawal.answer))
     assert greeting.args == ["Hello"], "what is sent to the gift is pipelined"
     return withdrawal
-
-
-def gifter_signature(key: Any, give: Rec) -> list[Any]:
-    made = key.sign(encode(give)).signature
-    return [Sym("sig-val"), [Sym("eddsa"), [Sym("r"), made[:32]], [Sym("s"), made[32:]]]]
 
 
 @speeches
@@ -614,12 +594,3 @@ async def test_provides_valid_handoff_give(speech: Speech) -> None:
         assert side == exporter.peer_id
         assert gift_id == deposit.args[1]
         assert len(gift_id) == 32
-
-
-def test_locator_of_the_peer_is_read_alike() -> None:
-    """The client reads URIs by itself."""
-    assert locator_of("ocapn://a.tcp-testing-only?host=::1&port=1").fields == (
-        Sym("tcp-testing-only"),
-        "a",
-        {"host": "::1", "port": "1"},
-    )

@@ -33,14 +33,15 @@ class Script:
 def random_script(random: Random, *, cuts: bool | None = None, longest: int = 60) -> Script:
     """A script for a campaign."""
     length = random.randint(3, longest)
-    small = random.random() < 0.5  # few different things: steps meet more often
-    top = 5 if small else 255
+    top = random.choice((2, 5, 20, 255))  # few different things: steps meet more often
+    # Few kinds of steps in one script: more of what only many of a kind bring about.
+    kinds = [random.randint(0, 255) for _ in range(random.choice((4, 6, 8, 12, 60)))]
 
     def number() -> int:
         return random.randint(0, top)
 
     return Script(
-        tuple((random.randint(0, 255), number(), number(), number(), number()) for _ in range(length)),
+        tuple((random.choice(kinds), number(), number(), number(), number()) for _ in range(length)),
         peers=random.choice((2, 3, 3)),
         links=random.randint(1, 7),
         seed=random.randint(0, 1 << 16),

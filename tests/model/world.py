@@ -237,7 +237,7 @@ class World:
         held = self.holdings[p]
         held.append((handle, shadow))
         if len(held) > MOST_HELD:
-            del held[1]
+            del held[self.count]  # not the first, by which the peers reach each other
 
     def pick(self, p: int, n: int) -> tuple[Any, object]:
         held = self.holdings[p]

@@ -1,0 +1,122 @@
+"""What one session has to send: messages in order, and the garbage that its peer has to be told of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, final
+
+from ocapn.codec.operations import write_gc_answers, write_gc_exports
+
+if TYPE_CHECKING:
+    from ocapn.captp.session import Session
+
+#: Positions in one message of garbage collection: it stays under what unframed peers read at once.
+_BATCH: Final = 500
+#: So much garbage goes with the next message; less waits a little, as it is dearer to send than to keep.
+_WORTH: Final = 100
+
+
+@final
+class Outbox:
+    """`frames` and `size` (bytes) count what the network has not taken yet, `messages` included."""
+
+    __slots__ = (
+        "_answers",
+        "_due",
+        "_exports",
+        "_known",
+        "_listed",
+        "_session",
+        "frames",
+        "messages",
+        "size",
+    )
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.messages: list[bytes] = []
+        self.frames = 0
+        self.size = 0
+        self._exports: dict[int, int] = {}  # imports to return: position to delta
+        self._answers: list[int] = []  # answers to release
+        self._listed = False  # with the node, as a session that has something to send
+        self._known = False  # with the node, as a session that has garbage
+        self._due = False  # garbage has waited long enough
+
+    def append(self, message: bytes) -> None:
+        """One more message."""
+        self.messages.append(message)
+        self.frames += 1
+        self.size += len(message)
+        if not self._listed:
+            self._listed = True
+            self._session.node.dirty(self._session)
+
+    def returned(self, position: int, count: int) -> None:
+        """An import that nobody holds any more, and how often it came."""
+        self._exports[position] = self._exports.get(position, 0) + count
+        self._collect_later()
+
+    def released(self, position: int) -> None:
+        """An answer that is not needed any more."""
+        self._answers.append(position)
+        self._collect_later()
+
+    def _collect_later(self) -> None:
+        """There is garbage: it goes with other messages once there is enough, or when the node says so."""
+        if not self._known:
+            self._known = True
+            self._session.node.has_garbage(self._session)
+
+    def collect(self) -> None:
+        """Garbage has waited long enough."""
+        self._known = False
+        if self._exports or self._answers:
+            self._due = True
+            if not self._listed:
+                self._listed = True
+                self._session.node.dirty(self._session)
+
+    def take(self) -> list[bytes]:
+        """What is to be sent, in order; garbage last, in as few messages as possible."""
+        session = self._session
+        self._listed = True  # what is sent here is taken here
+        if session.ended is None and (self._due or len(self._exports) + len(self._answers) >= _WORTH):
+            self._due = False
+            gone, self._exports = self._exports, {}
+            positions = list(gone)
+            for i in range(0, len(positions), _BATCH):
+                some = positions[i : i + _BATCH]
+                deltas = [gone[position] for position in some]
+                session.send(write_gc_exports(some, deltas, session.form))
+            answers, self._answers = self._answers, []
+            for i in range(0, len(answers), _BATCH):
+                session.send(write_gc_answers(answers[i : i + _BATCH], session.form))
+        self._listed = False
+        taken, self.messages = self.messages, []
+        return taken
+
+    def put_back(self, messages: list[bytes]) -> None:
+        """The network did not take these, the last that `take` returned."""
+        self.messages[:0] = messages
+
+    def written(self, messages: list[bytes]) -> None:
+        """The network has taken these, which `take` returned."""
+        self.frames -= len(messages)
+        self.size -= sum(map(len, messages))
+
+    @property
+    def full(self) -> bool:
+        """Whether applications have to wait before they send more."""
+        limits = self._session.node.limits
+        return self.frames >= limits.outbox_frames or self.size >= limits.outbox_bytes
+
+    @property
+    def overflown(self) -> bool:
+        """Whether so much waits that the session must end: its peer does not read."""
+        limits = self._session.node.limits
+        return self.frames >= 2 * limits.outbox_frames or self.size >= 2 * limits.outbox_bytes
+
+    def forget_garbage(self) -> None:
+        """The session has ended: there is nothing to tell."""
+        self._exports.clear()
+        self._answers.clear()

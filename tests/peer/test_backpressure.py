@@ -1,0 +1,263 @@
+"""semantics.md, Backpressure."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from ocapn import (
+    Backpressure,
+    E,
+    Limits,
+    MemoryNetwork,
+    RemoteError,
+    SessionEnded,
+    Target,
+    field,
+    method,
+    send_only,
+    when_broken,
+)
+from ocapn.testing import linked_peers, quiet
+from tests.peer.support import Box, Echo, Gate, Recorder, between, far, settle
+from tests.support import trio_test
+
+FEW = Limits(outbox_frames=10)
+
+
+@trio_test
+async def test_over_the_outbox_cap_a_sends_promise_breaks() -> None:
+    """Over the outbox cap a send's promise breaks with `Backpressure`."""
+    network = MemoryNetwork(capacity=1)
+    async with linked_peers("a", "b", network=network, limits=FEW) as (a, b):
+        recorder = Recorder()
+        ref = await far(a, b, recorder)
+        await quiet(a, b)
+        (link,) = network.links_between("a", "b")
+        link.hold()
+        sent = [E(ref).note(number) for number in range(30)]
+        await settle()
+        refused = 0
+        for promise in sent[10:]:
+            with pytest.raises(Backpressure, match="wait to be sent already"):
+                await promise
+            refused += 1
+        assert refused == 20
+        for more in (E(ref).note("more"), E(sent[0]).note("more"), field(sent[0], "more")):
+            with pytest.raises(Backpressure):
+                await more
+        link.release()
+        for promise in sent[:10]:
+            await promise
+        await quiet(a, b)
+        assert recorder.seen == list(range(10))  # what was refused was not sent
+        assert await E(ref).note("room again") is None
+
+
+@trio_test
+async def test_over_the_outbox_cap_send_only_raises() -> None:
+    """And `send_only` raises it."""
+    network = MemoryNetwork(capacity=1)
+    async with linked_peers("a", "b", network=network, limits=FEW) as (a, b):
+        recorder = Recorder()
+        ref = await far(a, b, recorder)
+        await quiet(a, b)
+        (link,) = network.links_between("a", "b")
+        link.hold()
+        for number in range(10):
+            send_only(ref).note(number)
+        for _ in range(3):
+            with pytest.raises(Backpressure, match="10 messages"):
+                send_only(ref).note("too many")
+        link.release()
+        await quiet(a, b)
+        assert recorder.seen == list(range(10))
+
+
+@trio_test
+async def test_the_cap_is_in_bytes_too() -> None:
+    network = MemoryNetwork(capacity=1)
+    async with linked_peers("a", "b", network=network, limits=Limits(outbox_bytes=10_000)) as (a, b):
+        ref = await far(a, b, Box())
+        await quiet(a, b)
+        network.links_between("a", "b")[0].hold()
+        for _ in range(3):
+            send_only(ref).put(b"x" * 4_000)
+        with pytest.raises(Backpressure, match=r"3 messages \(12\d\d\d bytes\)"):
+            send_only(ref).put(b"")
+
+
+@trio_test
+async def test_writable_waits_for_room() -> None:
+    """`await session.writable()` waits for room."""
+    network = MemoryNetwork(capacity=1)
+    async with linked_peers("a", "b", network=network, limits=FEW) as (a, b):
+        recorder = Recorder()
+        ref = await far(a, b, recorder)
+        session = between(b, a)
+        with trio.testing.assert_checkpoints():
+            await session.writable()  # there is room: a checkpoint
+        await quiet(a, b)
+        (link,) = network.links_between("a", "b")
+        link.hold()
+        for number in range(10):
+            send_only(ref).note(number)
+        with trio.move_on_after(60) as scope:
+            await session.writable()
+        assert scope.cancelled_caught
+        link.release()
+        await session.writable()
+        send_only(ref).note(10)
+
+        # A sender that waits before each send gets everything across, however slow the other side.
+        network.delay = lambda a, b: 1.0
+        for number in range(11, 100):
+            await session.writable()
+            send_only(ref).note(number)
+        await trio.sleep(200)
+        assert recorder.seen == list(range(100))
+
+
+@trio_test
+async def test_many_tasks_wait_for_room() -> None:
+    network = MemoryNetwork(capacity=1)
+    async with linked_peers("a", "b", network=network, limits=FEW) as (a, b):
+        recorder = Recorder()
+        ref = await far(a, b, recorder)
+        await quiet(a, b)
+        (link,) = network.links_between("a", "b")
+        link.hold()
+        while True:
+            try:
+                send_only(ref).note("first")
+            except Backpressure:
+                break
+
+        async def send(number: int) -> None:
+            for _ in range(5):
+                await between(b, a).writable()
+                send_only(ref).note(number)  # no checkpoint between: there is room
+
+        async with trio.open_nursery() as nursery:
+            for number in range(20):
+                nursery.start_soon(send, number)
+            await settle()
+            link.release()
+        await quiet(a, b)
+        assert sorted(recorder.seen[10:]) == sorted(list(range(20)) * 5)
+
+
+@trio_test
+async def test_a_wait_for_room_ends_with_the_session() -> None:
+    network = MemoryNetwork(capacity=1)
+    async with linked_peers("a", "b", network=network, limits=FEW) as (a, b):
+        ref = await far(a, b, Recorder())
+        await quiet(a, b)
+        session = between(b, a)
+        (link,) = network.links_between("a", "b")
+        link.hold()
+        for number in range(10):
+            send_only(ref).note(number)
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def _() -> None:
+                with pytest.raises(SessionEnded):
+                    await session.writable()
+
+            await settle()
+            network.cut("a", "b")
+        with pytest.raises(SessionEnded):
+            await session.writable()
+        with pytest.raises(SessionEnded):
+            send_only(ref).note(1)
+
+
+@trio_test
+async def test_more_answers_than_the_other_side_may_owe_is_backpressure_too() -> None:
+    async with linked_peers("a", "b", limits=Limits(answers=5)) as (a, b):
+        gate = Gate()
+        ref = await far(a, b, gate)
+        await quiet(a, b)
+        owed = [E(ref).wait(number) for number in range(5)]
+        for refused in (E(ref).wait(5), field(owed[0], "x")):
+            with pytest.raises(Backpressure, match="5 answers are owed by the peer already"):
+                await refused
+        send_only(ref).wait()  # owes nothing
+        await settle()
+        assert gate.waiting == 6
+        gate.opened.set()
+        assert [await promise for promise in owed] == list(range(5))
+        assert await E(ref).wait("again") == "again"
+
+
+@trio_test
+async def test_answers_to_the_other_side_are_not_refused() -> None:
+    """The cap is for sends of the application: what the other side is owed is sent over it."""
+    network = MemoryNetwork(capacity=1)
+    async with linked_peers("a", "b", network=network, limits=FEW) as (a, b):
+        echo = await far(a, b, Echo())
+        sink = await far(b, a, Recorder())
+        await quiet(a, b)
+        (link,) = network.links_between("a", "b")
+        a_dialled = link.a == "a"
+        link.hold(a_to_b=a_dialled, b_to_a=not a_dialled)  # from a to b
+        for number in range(10):
+            send_only(sink).note(number)
+        with pytest.raises(Backpressure):
+            send_only(sink).note(10)
+        answers = [E(echo).echo(number) for number in range(5)]
+        await settle()
+        link.release()
+        assert [await answer for answer in answers] == list(range(5))
+
+
+@trio_test
+async def test_a_peer_that_does_not_read_is_given_up() -> None:
+    """At twice the cap the session ends: its peer has stopped reading."""
+    network = MemoryNetwork(capacity=1)
+    async with linked_peers("a", "b", network=network, limits=FEW) as (a, b):
+        echo = await far(a, b, Echo())
+        await quiet(a, b)
+        (link,) = network.links_between("a", "b")
+        session = between(a, b)
+        broken = when_broken(echo)
+        a_dialled = link.a == "a"
+        for number in range(40):
+            link.hold(a_to_b=a_dialled, b_to_a=not a_dialled)
+            with trio.move_on_after(0.1):
+                await E(echo).echo(number)
+            if session.ended:
+                break
+        assert session.ended is not None
+        assert session.ended.reason == "the peer does not read what it is sent"
+        assert isinstance(await broken, SessionEnded)
+
+
+@trio_test
+async def test_too_many_running_methods_of_a_session_are_refused() -> None:
+    """The other side's limits: the one that asks too much is told, and nobody else."""
+
+    class Both(Gate):
+        @method
+        def sync(self) -> str:
+            return "sync"
+
+    class Other(Target):
+        @method
+        async def run(self) -> str:
+            await trio.sleep(1)
+            return "ran"
+
+    async with linked_peers("a", "b", "c", limits=Limits(running_methods=3)) as (a, b, c):
+        gate = Both()
+        ref = await far(a, b, gate)
+        waiting = [E(ref).wait(number) for number in range(3)]
+        with pytest.raises(RemoteError, match="3 methods run for this session already"):
+            await E(ref).wait(3)
+        assert await E(ref).sync() == "sync"
+        assert await E(await far(a, c, Other())).run() == "ran"
+        gate.opened.set()
+        assert [await promise for promise in waiting] == [0, 1, 2]
+        assert await E(ref).wait("room again") == "room again"
