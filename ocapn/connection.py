@@ -10,7 +10,7 @@ import trio
 
 from ocapn.captp.handshake import Handshake, Refused
 from ocapn.captp.session import Session as CoreSession
-from ocapn.errors import Aborted, Disconnected, RemoteProtocolError, SessionEnded
+from ocapn.errors import Aborted, Disconnected, RemoteProtocolError, SessionEnded, fresh, shown
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
 from ocapn.netlayers.base import Channel, ChannelBroken, Netlayer
@@ -159,6 +159,8 @@ class Connection:
         self._wakeup = Wakeup()
         self._reading = trio.CancelScope()
         self._read_room = Wakeup()
+        #: Runs the `async` methods that the other peer calls. They may outlive the session.
+        self.methods: trio.Nursery | None = None
 
     # The handshake
 
@@ -215,27 +217,28 @@ class Connection:
         self.channel.set_max_message(self.peer.limits.frame)
         session.on_end = self._ended
         self.peer.established(self)
-        log.info("session with %s", session.location.uri)
+        log.info("session with %s", shown(session.location.uri))
 
     # The session
 
     async def run(self) -> None:
-        """Reads and writes until the session has ended, then closes the connection."""
+        """Reads and writes until the session has ended, then closes the connection and waits for running methods."""
         session = self.session
         assert session is not None
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write_loop, session)
-                with self._reading:
-                    await self._read_loop(session)
-                session.disconnected("the connection was closed")
-                self._wakeup.set()
-                nursery.cancel_scope.deadline = trio.current_time() + self.peer.limits.closing
-        finally:
-            session.disconnected("the peer was closed")
-            self._room.set()
-            await self._close([])
-            self.peer.gone(session)
+        async with trio.open_nursery() as self.methods:
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write_loop, session)
+                    with self._reading:
+                        await self._read_loop(session)
+                    session.disconnected("the connection was closed")
+                    self._wakeup.set()
+                    nursery.cancel_scope.deadline = trio.current_time() + self.peer.limits.closing
+            finally:
+                session.disconnected("the peer was closed")
+                self._room.set()
+                await self._close([])
+                self.peer.gone(session)
 
     async def _read_loop(self, session: CoreSession) -> None:
         channel = self.channel
@@ -254,15 +257,16 @@ class Connection:
                 finally:
                     peer.busy = False
                     peer.pump()
+                del message, messages  # while this waits for more, which may be long
                 if not self._room.is_set() and session.has_room:
                     self._room.set()
                 while self._full():
                     peer.paused.append(self)
                     await self._read_room.wait()
         except SessionEnded as error:
-            log.info("session with %s: %s", session.location.uri, error)
+            log.info("session with %s: %s", shown(session.location.uri), shown(error))
         except RemoteProtocolError as error:
-            log.warning("session with %s aborted: %s", session.location.uri, error)
+            log.warning("session with %s aborted: %s", shown(session.location.uri), shown(error))
             session.abort(str(error))
         except ChannelBroken as error:
             session.disconnected(str(error))
@@ -315,6 +319,7 @@ class Connection:
                 if sent == len(messages) and not channel.unsent:
                     return
                 session.outbox.put_back(messages[sent:])
+        session.outbox.seen()
         if session.outbox.overflown and session.ended is None:
             session.abort("the peer does not read what it is sent")
         self._wakeup.set()
@@ -348,7 +353,7 @@ class Connection:
                 self._room = trio.Event()
             await self._room.wait()
         if session.ended is not None:
-            raise session.ended
+            raise fresh(session.ended)
 
     async def _close(self, last: list[bytes], *, drain: bool = False) -> None:
         """Flush, half-close, drain, close: a plain close with unread input would reset the connection."""

@@ -108,6 +108,14 @@ class DecodeError(RemoteProtocolError):
         self.offset = offset
 
 
+def shown(text: object) -> str:
+    """The text for a log: on one line and not long, whatever another peer has written into it."""
+    line = str(text)
+    if len(line) > 300:
+        line = line[:300] + "…"
+    return line if line.isprintable() else repr(line)[1:-1]
+
+
 def fresh(error: BaseException) -> BaseException:
     """A new exception equal to `error`, so that each `await` of a broken promise raises its own traceback."""
     copy = type(error).__new__(type(error), *error.args)

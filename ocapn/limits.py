@@ -40,9 +40,11 @@ class Limits:
     slots: int = attrs.field(default=100_000, validator=_positive)
     #: Answers a session holds for the peer, and asks of it.
     answers: int = attrs.field(default=10_000, validator=_positive)
-    #: `async` methods running for one session: each is a task.
+    #: `async` methods running for one session: each is a task. All sessions that have ended count as one; beyond it
+    #: those of the session that ended first are cancelled.
     running_methods: int = attrs.field(default=1_000, validator=_positive)
-    #: Gifts deposited through one session, and withdrawals waiting in one.
+    #: Gifts deposited through one session, and withdrawals waiting in one. Ten times as many may wait that were
+    #: deposited through sessions which have ended; beyond it the oldest go first.
     gifts: int = attrs.field(default=1_000, validator=_positive)
     #: How long a gift, or a withdrawal of one, may wait for its counterpart.
     gift_life: float = attrs.field(default=600.0, validator=_positive)
@@ -52,8 +54,12 @@ class Limits:
     outbox_bytes: int = attrs.field(default=64 << 20, validator=_positive)
     #: Turns of one session waiting to run; above it nothing more is read from its connection.
     queued_turns: int = attrs.field(default=1_000, validator=_positive)
-    #: Messages queued on the promises of a session that have not resolved yet.
+    #: Messages queued on the promises of a session that have not resolved yet. All sessions that have ended count as
+    #: one; beyond it those of the session that ended first are dropped.
     queued_messages: int = attrs.field(default=10_000, validator=_positive)
+    #: Bytes of a session's messages whose arguments are kept here: for promises that have not resolved, for running
+    #: methods, behind answers that are not released. Python objects take up to 64 times as much.
+    kept_bytes: int = attrs.field(default=64 << 20, validator=_positive)
     #: Turns in one pass of the loop, so that no sender starves the rest.
     slice_turns: int = attrs.field(default=200, validator=_positive)
     #: Flushing what is queued when the peer closes.

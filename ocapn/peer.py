@@ -21,6 +21,7 @@ from ocapn.captp.delivery import LocalTarget, PromiseHandle, RefHandle, crossing
 from ocapn.captp.handshake import Handshake, Refused
 from ocapn.captp.node import LATER, Node, Turn
 from ocapn.captp.passing import copy_result, describe
+from ocapn.captp.session import LARGE
 from ocapn.captp.session import Session as CoreSession
 from ocapn.codec.operations import form_of
 from ocapn.connection import Connection, Session, Wakeup
@@ -32,6 +33,7 @@ from ocapn.errors import (
     OCapNError,
     RemoteError,
     TooBusy,
+    shown,
 )
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator, SturdyRef
@@ -45,6 +47,8 @@ netlayer_log: Final = logging.getLogger("ocapn.netlayer")
 _CROSSING: Final = 2.0
 #: How long garbage waits for a message to go with, seconds.
 _COLLECTING: Final = 0.01
+#: In place of the id of a session, for methods begun when it had ended.
+_LATE: Final = 0
 #: How often what has waited too long is looked for, seconds.
 _EXPIRY: Final = 15.0
 
@@ -84,7 +88,8 @@ class Peer:
         self._connections: dict[CoreSession, Connection] = {}
         self._wanted: dict[PeerLocator, _Wanted] = {}
         self._unauthenticated: dict[str, int] = {}
-        self._running: dict[int, int] = {}
+        self._running: dict[int, int] = {}  # methods, by the id of the session that called them
+        self._outliving: list[Connection] = []  # whose methods run on though the session has ended, oldest first
         self._wakeup = Wakeup()
         self._garbage = Wakeup()
         self._token: trio.lowlevel.TrioToken | None = None
@@ -275,13 +280,24 @@ class Peer:
         source = turn.source
         key = id(source)
         running = self._running.get(key, 0)
-        if source is not None and running >= self.limits.running_methods:
-            coroutine.close()
-            raise TooBusy(f"{running} methods run for this session already")
-        assert self._methods is not None
+        methods = self._methods
+        if source is not None:
+            connection = self._connections.get(source)
+            if connection is None:  # the session is over: nobody will count what it has running
+                key = _LATE
+                running = self._running.get(key, 0)
+            elif connection.methods is not None:
+                methods = connection.methods
+            if running >= self.limits.running_methods:
+                coroutine.close()
+                raise TooBusy(f"{running} methods run for this session already")
+            if turn.size >= LARGE and not source.keep(turn.size):
+                coroutine.close()
+                raise TooBusy("too many bytes are kept for methods that run for this session")
+        assert methods is not None
         self._running[key] = running + 1
         self._node.hold_back(turn.target)
-        self._methods.start_soon(self._run_method, coroutine, turn, key)
+        methods.start_soon(self._run_method, coroutine, turn, key)
         return LATER
 
     async def _run_method(self, coroutine: CoroutineType[Any, Any, object], turn: Turn, key: int) -> None:
@@ -296,10 +312,16 @@ class Peer:
                 self._node.log_lost(error)
             else:
                 answer.break_with(crossing(error))
+        except trio.Cancelled:
+            if answer is not None:
+                answer.break_with(RemoteError("the method was cancelled"))
+            raise
         else:
             if answer is not None:
                 answer.resolve(result)
         finally:
+            if turn.source is not None and turn.size >= LARGE:
+                turn.source.kept_bytes -= turn.size
             left = self._running[key] - 1
             if left:
                 self._running[key] = left
@@ -355,9 +377,24 @@ class Peer:
 
     def gone(self, session: CoreSession) -> None:
         """The connection of a session is closed."""
-        self._connections.pop(session, None)
+        connection = self._connections.pop(session, None)
+        if connection is not None and id(session) in self._running:
+            self._outlives(connection)
         if self._closing and not self._connections:
             self._all_closed.set()
+
+    def _outlives(self, connection: Connection) -> None:
+        """Methods run on though their session has ended: as many as one session may have, for all that have."""
+        running = self._running
+        outliving = [one for one in self._outliving if id(one.session) in running]
+        outliving.append(connection)
+        left = sum(running[id(one.session)] for one in outliving)
+        while left > self.limits.running_methods:
+            oldest = outliving.pop(0)
+            left -= running[id(oldest.session)]
+            if oldest.methods is not None:
+                oldest.methods.cancel_scope.cancel()
+        self._outliving = outliving
 
     async def _dial(self, locator: PeerLocator) -> None:
         """Dials until there is a session, or says why there is none."""
@@ -444,7 +481,7 @@ class Peer:
         try:
             await connection.shake_hands(handshake)
         except OCapNError as error:
-            netlayer_log.info("%s: no session: %s", source, error)
+            netlayer_log.info("%s: no session: %s", source, shown(error))
             return
         finally:
             left = self._unauthenticated[source] - 1
@@ -538,7 +575,8 @@ async def open_peer(
         raise ValueError("a peer has at least one netlayer, and at most one of each transport")
     peer = Peer(netlayers, limits or Limits(), dialect, dialects or {})
     async with trio.open_nursery() as nursery:
-        await nursery.start(peer._serve)
+        with trio.CancelScope(shield=True):  # a start that is cancelled would leave `_serve` without an end
+            await nursery.start(peer._serve)
         token = current_node.set(peer._node)
         try:
             yield peer

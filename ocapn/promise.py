@@ -6,7 +6,7 @@ sending and awaiting is a function here.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from threading import get_ident
 from typing import Any, TypeVar, cast, final, overload
 
@@ -223,8 +223,8 @@ class SenderOnly:
 @overload
 def E(receiver: object) -> Sender: ...
 @overload
-def E(receiver: object, interface: type[_T]) -> _T: ...
-def E(receiver: object, interface: object = None) -> object:
+def E(receiver: object, interface: Callable[..., _T]) -> _T: ...
+def E(receiver: object, interface: object = None) -> object:  # type[_T] above would not take a Protocol
     """Sends to a local object, a remote reference or a promise, alike.
 
     `E(x).name(args)` sends the symbol `name` and the arguments, `E(x)(args)` the arguments alone,

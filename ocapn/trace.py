@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import final
 
 from ocapn.codec.notation import notation
+from ocapn.errors import DecodeError
 
 
 @final
@@ -20,4 +21,8 @@ class Tracer:
         self._secrets = secrets
 
     def __call__(self, direction: str, message: bytes) -> None:
-        self._write(f"{direction} {notation(message, secrets=self._secrets)}")
+        try:
+            text = notation(message, secrets=self._secrets)
+        except (DecodeError, RecursionError) as error:  # the session says what is wrong, if it is
+            text = f"{len(message)} bytes without notation: {error}"
+        self._write(f"{direction} {text}")

@@ -325,7 +325,10 @@ class Vow:
     def take_over(self, waiting: list[Waiting]) -> None:
         """What waited on a promise that has become this one. This one may have become another since."""
         vow = self.end()
-        if type(vow) is not Vow or vow.state != PENDING:
+        if vow.state >= FULFILLED:
+            for item in waiting:
+                item.settle(vow)
+        elif isinstance(vow, RemoteVow):
             for item in waiting:
                 vow.add(item)
         elif vow.waiting is None:

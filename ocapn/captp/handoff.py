@@ -8,12 +8,12 @@ through which it was deposited has ended since.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Final, final
 
 from ocapn.captp.delivery import PENDING, LocalTarget, Vow, broken
 from ocapn.codec.operations import Envelope, Give, Receive
 from ocapn.crypto import sign_receive, verify_envelope
-from ocapn.errors import OCapNError, RemoteError
+from ocapn.errors import OCapNError, RemoteError, TooBusy
 from ocapn.limits import Limits
 from ocapn.model.values import Symbol
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 WITHDRAW_GIFT = Symbol("withdraw-gift")
 DEPOSIT_GIFT = Symbol("deposit-gift")
+
+#: Gifts of ended sessions that are kept, in limits of one session.
+_OUTLIVING: Final = 10
 
 _GiftKey = tuple[bytes, bytes]  # gifter-exporter session id, gift id
 
@@ -67,6 +70,7 @@ class Gifts:
         self._withdrawals: dict[_GiftKey, _Withdrawal] = {}
         self._deposited: dict[bytes, int] = {}  # how many gifts wait, by gifter session
         self._withdrawing: dict[bytes, int] = {}  # how many withdrawals wait, by receiving session
+        self._outliving = 0  # how many gifts wait whose session has ended
 
     def deposit(self, session: Session, gift_id: object, gift: object) -> None:
         """`deposit-gift` from the gifter. Raises RemoteError, which is logged: nobody waits for an answer."""
@@ -86,6 +90,8 @@ class Gifts:
             raise RemoteError(f"{self._limits.gifts} gifts wait already, the limit of a session")
         self._deposits[key] = _Deposit(gift, self._node.now() + self._limits.gift_life)
         self._deposited[session.id] = self._deposited.get(session.id, 0) + 1
+        if not self._node.is_live(session.id):  # it ended before this turn
+            self._outliving += 1
 
     def withdraw(self, session: Session, envelope: object) -> Vow:
         """`withdraw-gift` from the receiver: the gift, at once or when it comes, or a broken vow."""
@@ -98,6 +104,8 @@ class Gifts:
             give = self._checked(receive.give)
             if not verify_envelope(envelope, give.receiver_key):
                 raise RemoteError("the handoff-receive is not signed by the receiver that the give names")
+            if session.ended is not None:
+                raise RemoteError("the session has ended")
             if not session.use_handoff_count(receive.count):
                 raise RemoteError("the handoff count was used before in this session")
             return self._take(give, session.id)
@@ -130,7 +138,7 @@ class Gifts:
         deposit = self._deposits.pop(key, None)
         vow = Vow(self._node)
         if deposit is not None:
-            _less(self._deposited, give.session)
+            self._less_deposited(give.session)
             vow.resolve(deposit.gift)
         elif key in self._withdrawals:
             raise RemoteError("that gift is being withdrawn already")
@@ -148,13 +156,26 @@ class Gifts:
         for key, waiting in list(self._withdrawals.items()):
             if key[0] == session_id or waiting.through == session_id:
                 self._give_up(key, "the gift can no longer come: its session has ended")
+        self._outliving += self._deposited.get(session_id, 0)
+        if self._outliving > _OUTLIVING * self._limits.gifts:
+            for key in list(self._deposits):  # the oldest first
+                if not self._node.is_live(key[0]):
+                    del self._deposits[key]
+                    self._less_deposited(key[0])
+                    if 2 * self._outliving <= _OUTLIVING * self._limits.gifts:
+                        break
+
+    def _less_deposited(self, session_id: bytes) -> None:
+        _less(self._deposited, session_id)
+        if not self._node.is_live(session_id):
+            self._outliving -= 1
 
     def expire(self, now: float) -> None:
         """Drops gifts, and breaks withdrawals, that have waited for the gift's life."""
         for key, deposit in list(self._deposits.items()):
             if deposit.until <= now:
                 del self._deposits[key]
-                _less(self._deposited, key[0])
+                self._less_deposited(key[0])
         for key, waiting in list(self._withdrawals.items()):
             if waiting.until <= now:
                 self._give_up(key, "the gift did not come in time")
@@ -176,6 +197,8 @@ class Gifts:
         ):
             assert counts == {one: ids.count(one) for one in ids}, "a count of gifts is wrong"
         assert all(waiting.vow.state == PENDING for waiting in self._withdrawals.values())
+        outliving = sum(not self._node.is_live(key[0]) for key in self._deposits)
+        assert outliving == self._outliving, "gifts of ended sessions are miscounted"
 
 
 def _less(counts: dict[bytes, int], key: bytes) -> None:
@@ -193,10 +216,14 @@ def receive_give(session: Session, envelope: Envelope) -> Vow:
         return broken(node, RemoteError("the handoff-give is for another receiver"))
     if node.is_own(give.exporter):
         return node.gifts.claim_own(session, envelope)
+    if session.withdrawing >= node.limits.gifts:
+        return broken(node, TooBusy(f"{session.withdrawing} gifts wait for connections to their exporters already"))
+    session.withdrawing += 1
     vow = Vow(node)
     key = session.key
 
     def connected(exporter: Session | OCapNError) -> None:
+        session.withdrawing -= 1
         if isinstance(exporter, OCapNError):
             vow.break_with(exporter)
             return

@@ -23,7 +23,7 @@ from ocapn.captp.delivery import (
 )
 from ocapn.captp.handoff import Gifts
 from ocapn.captp.tables import Import
-from ocapn.errors import OCapNError, RemoteError
+from ocapn.errors import OCapNError, RemoteError, shown
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
 
@@ -127,6 +127,7 @@ class Node:
         self.sessions: dict[PeerLocator, Session] = {}
         self._by_id: dict[bytes, Session] = {}
         self._past: dict[bytes, _Past] = {}
+        self._left: list[Session] = []  # ended sessions with messages on promises, the oldest first
         #: Connections that we opened and that are not sessions yet.
         self.dials: dict[PeerLocator, Handshake] = {}
         self.gifts = Gifts(self, limits)
@@ -160,6 +161,18 @@ class Node:
             self._past[session.id] = _Past(session.peer_id, session.peer_key, until)
         self.gifts.session_ended(session.id)
 
+    def left_behind(self, session: Session) -> None:
+        """An ended session has messages on promises. They stay, up to the limits of one session for all of them."""
+        left = self._left = [one for one in self._left if one.held]
+        left.append(session)
+        messages = sum(len(one.held) for one in left)
+        size = sum(one.held_bytes for one in left)
+        while messages > self.limits.queued_messages or size > self.limits.kept_bytes:
+            oldest = left.pop(0)
+            messages -= len(oldest.held)
+            size -= oldest.held_bytes
+            oldest.forsake()
+
     def past_session(self, session_id: bytes) -> Session | _Past | None:
         """The session with that id: live, or ended within the gift's life."""
         return self._by_id.get(session_id) or self._past.get(session_id)
@@ -183,12 +196,20 @@ class Node:
     # Turns
 
     def enqueue(
-        self, target: LocalTarget, args: list[object], answer: Vow | None, source: Session | None
+        self,
+        target: LocalTarget,
+        args: list[object],
+        answer: Vow | None,
+        source: Session | None,
+        size: int = -1,
     ) -> None:
-        """A message for a local target: it is delivered in a later turn."""
+        """A message for a local target: it is delivered in a later turn.
+
+        `size` is that of the message, if it is not the one that `source` is receiving.
+        """
         turn = Turn(target, args, answer, source)
         if source is not None:
-            turn.size = source.reading
+            turn.size = source.reading if size < 0 else size
             source.queued_turns += 1
             source.queued_bytes += turn.size
         self.turns.append(turn)
@@ -244,7 +265,8 @@ class Node:
         return not (self.turns or self._finalised or self._dirty or self._events)
 
     def settle(self, vow: Vow, waiting: list[Waiting]) -> None:
-        """Tells everything that waited on `vow`, in order, without recursion however long the chain."""
+        """Passes on what waited on `vow`, or on what has become `vow`: in order, and without recursion however
+        long the chain is."""
         self._settled.append((vow, waiting))
         if self._settling:
             return
@@ -252,15 +274,14 @@ class Node:
         try:
             while self._settled:
                 vow, waiting = self._settled.popleft()
-                for item in waiting:
-                    item.settle(vow)
+                vow.take_over(waiting)
         finally:
             self._settling = False
 
     def log_lost(self, error: BaseException) -> None:
         """An error that nobody asked to be told."""
         if isinstance(error, (RemoteError, OCapNError)):
-            log.warning("a message that wants no answer failed: %s", error)
+            log.warning("a message that wants no answer failed: %s", shown(error))
         else:
             log.warning("a message that wants no answer failed", exc_info=error)
 

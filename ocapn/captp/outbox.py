@@ -61,6 +61,11 @@ class Outbox:
         self._answers.append(position)
         self._collect_later()
 
+    @property
+    def unreleased(self) -> int:
+        """How many answers are not needed any more, without the peer having been told."""
+        return len(self._answers)
+
     def _collect_later(self) -> None:
         """There is garbage: it goes with other messages once there is enough, or when the node says so."""
         if not self._known:
@@ -94,6 +99,10 @@ class Outbox:
         self._listed = False
         taken, self.messages = self.messages, []
         return taken
+
+    def seen(self) -> None:
+        """The network cannot take more yet: the node is told again of what is appended meanwhile."""
+        self._listed = False
 
     def put_back(self, messages: list[bytes]) -> None:
         """The network did not take these, the last that `take` returned."""

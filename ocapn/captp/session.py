@@ -20,6 +20,7 @@ from ocapn.captp.delivery import (
     RefHandle,
     RemoteVow,
     Selection,
+    Sent,
     Telling,
     Vow,
     broken,
@@ -63,6 +64,7 @@ from ocapn.errors import (
     RemoteError,
     RemoteProtocolError,
     SessionEnded,
+    TooBusy,
     fresh,
 )
 from ocapn.model.locators import PeerLocator
@@ -72,6 +74,11 @@ if TYPE_CHECKING:
     from ocapn.captp.node import Node
 
 _BOOTSTRAP: Final = descriptor_bytes(EXPORT, 0)
+
+#: Messages of fewer bytes are not counted for what their arguments take: their number is bounded.
+LARGE: Final = 4096
+#: Handoff counts that are told apart. Peers count up, so those far below the highest are not to be expected.
+_HANDOFF_COUNTS: Final = 1000
 
 Trace = Callable[[str, bytes], None]
 
@@ -88,6 +95,8 @@ class Session:
         "_gifts",
         "_handoff_count",
         "_handoff_counts",
+        "_handoff_floor",
+        "_large_answers",
         "_parts",
         "_watchers",
         "authenticated",
@@ -96,9 +105,10 @@ class Session:
         "dialled",
         "ended",
         "form",
+        "held",
         "held_bytes",
-        "held_messages",
         "id",
+        "kept_bytes",
         "key",
         "last_heard",
         "location",
@@ -112,6 +122,7 @@ class Session:
         "reading",
         "tables",
         "trace",
+        "withdrawing",
     )
 
     def __init__(
@@ -144,8 +155,10 @@ class Session:
         self.outbox = Outbox(self)
         self.queued_turns = 0
         self.queued_bytes = 0
-        self.held_messages = 0  # on promises of ours that are not resolved
+        self.held: dict[Sent, None] = {}  # what waits on promises of ours that are not resolved
         self.held_bytes = 0
+        self.kept_bytes = 0  # of large messages, by what else keeps their arguments
+        self.withdrawing = 0  # gifts that the peer gave us, and to whose exporters we are connecting
         self.reading = 0  # size of the message being received
         self.counters = [0, 0, 0, 0]  # messages and bytes received, messages and bytes sent
         self._bootstrap = Bootstrap(self)
@@ -155,6 +168,8 @@ class Session:
         self._gifts: list[tuple[RefHandle, bytes]] = []  # likewise
         self._handoff_count = 0
         self._handoff_counts: set[int] = set()
+        self._handoff_floor = 0  # every count below it is used
+        self._large_answers: dict[int, int] = {}  # answers to large messages: position to size
         self._watchers: list[Vow] = []
         node.add_session(self)
 
@@ -188,6 +203,9 @@ class Session:
             if operation.old_form:
                 self.form.old_gc = True
             self.tables.answers_released(operation.positions)
+            if self._large_answers:
+                for position in operation.positions:
+                    self.kept_bytes -= self._large_answers.pop(position, 0)
         elif type(operation) is Listen:
             self._receive_listen(operation)
         elif type(operation) is Select:
@@ -230,6 +248,11 @@ class Session:
                 # Old peers want a promise at once of what the bootstrap object does not have yet, such as a gift.
                 partial = self.form.old_deliver and target is self._bootstrap
                 self._tell_later(answer, operation.resolver, partial)
+            if operation.answer >= 0 and self.reading >= LARGE:
+                if not self.keep(self.reading):
+                    answer.break_with(TooBusy("too many bytes are kept for answers that are not released"))
+                    return
+                self._large_answers[operation.answer] = self.reading
         if isinstance(target, LocalTarget):
             self.node.enqueue(target, args, answer, self)
         elif type(target) is RemoteVow and to.kind == EXPORT:
@@ -251,13 +274,26 @@ class Session:
         else:
             answer.break_with(error)
 
-    def _to_promise(self, vow: Vow, message: Message) -> None:
-        if vow.state == PENDING and not isinstance(vow, RemoteVow):
+    def _to_promise(self, vow: Vow, message: Sent) -> None:
+        if vow.state == PENDING and (not isinstance(vow, RemoteVow) or vow.asked_again):
             message.hold(self)
             limits = self.node.limits
-            if self.held_messages > limits.queued_messages or self.held_bytes > limits.outbox_bytes:
+            if len(self.held) > limits.queued_messages or not self.keep(0):
                 raise RemoteProtocolError("too many messages to promises that are not resolved")
         vow.add(message)
+
+    def keep(self, size: int) -> bool:
+        """Counts bytes whose arguments are kept, in `kept_bytes`, if the limit allows; says whether it does."""
+        if self.held_bytes + self.kept_bytes + size > self.node.limits.kept_bytes:
+            return False
+        self.kept_bytes += size
+        return True
+
+    def forsake(self) -> None:
+        """The session has ended, and so have too many others: what it has waiting on promises is dropped."""
+        error = RemoteError("the session that sent this has ended, and what it sent waited too long")
+        for item in list(self.held):
+            item.drop(error)
 
     def _receive_listen(self, operation: Listen) -> None:
         target = self._recipient(operation.to)
@@ -278,7 +314,7 @@ class Session:
             except RemoteError as error:
                 answer.break_with(error)
         else:
-            receiver.end().add(Selection(operation.kind, operation.key, answer))
+            self._to_promise(receiver.end(), Selection(operation.kind, operation.key, answer, self))
 
     def _tell_later(self, vow: Vow, resolver: Descriptor, partial: bool = False) -> None:
         self.tables.import_resolver(resolver.position, resolver.kind == PROMISE)
@@ -344,8 +380,8 @@ class Session:
         """
         self._may_send(forwarded)
         tables = self.tables
-        if len(tables.questions) >= self.node.limits.answers:
-            raise Backpressure(f"{len(tables.questions)} answers are owed by the peer already")
+        if self._answers_held >= self.node.limits.answers:
+            raise Backpressure(f"{self._answers_held} answers are owed by the peer already")
         encoded = self._encode_args(args)
         position = tables.next_question
         question = RemoteVow(self, ANSWER, position, b"<11'desc:answer%d+>" % position)
@@ -375,8 +411,8 @@ class Session:
         """Asks for a part of what a promise of the peer becomes. Raises as `deliver`."""
         self._may_send(False)
         tables = self.tables
-        if len(tables.questions) >= self.node.limits.answers:
-            raise Backpressure(f"{len(tables.questions)} answers are owed by the peer already")
+        if self._answers_held >= self.node.limits.answers:
+            raise Backpressure(f"{self._answers_held} answers are owed by the peer already")
         position = tables.next_question
         message = write_select(self._encoder, kind, recipient, key, position)
         question = RemoteVow(self, ANSWER, position, descriptor_bytes(ANSWER, position))
@@ -494,6 +530,7 @@ class Session:
                 vow = broken(self.node, session.ended)
                 self._export(encoder, vow.handle(), id(vow), PROMISE)
             else:
+                session._may_send(False)  # the gift is deposited there
                 gift_id = self.node.random(32)
                 give = sign_give(
                     session.key, self.peer_key, session.location, session.id, gift_id, encoder.text_order
@@ -501,7 +538,7 @@ class Session:
                 self._gifts.append((value, gift_id))
                 encoder.parts.append(give)
         elif isinstance(value, ResolverTarget):
-            self._export(encoder, value, id(value.vow), OBJECT)
+            self._export(encoder, value, ~id(value.vow), OBJECT)  # the promise has id(vow)
         elif isinstance(value, LocalTarget):
             if value is self._bootstrap:
                 encoder.parts.append(descriptor_bytes(OBJECT, 0))
@@ -525,10 +562,14 @@ class Session:
         return self._handoff_count - 1
 
     def use_handoff_count(self, count: int) -> bool:
-        """Whether the peer had not used `count` before."""
-        if count in self._handoff_counts:
+        """Whether the peer had not used `count` before. Only so many of the highest are told apart."""
+        used = self._handoff_counts
+        if count < self._handoff_floor or count in used:
             return False
-        self._handoff_counts.add(count)
+        used.add(count)
+        if len(used) > 2 * _HANDOFF_COUNTS:
+            self._handoff_floor = sorted(used)[-_HANDOFF_COUNTS]
+            self._handoff_counts = {one for one in used if one >= self._handoff_floor}
         return True
 
     # Garbage
@@ -551,7 +592,12 @@ class Session:
     @property
     def has_room(self) -> bool:
         """Whether an application may send: neither is the outbox full, nor are too many answers owed."""
-        return not self.outbox.full and len(self.tables.questions) < self.node.limits.answers
+        return not self.outbox.full and self._answers_held < self.node.limits.answers
+
+    @property
+    def _answers_held(self) -> int:
+        """The answers that the peer will hold for us when it has read what was sent so far; its limit is like ours."""
+        return len(self.tables.questions) + self.outbox.unreleased
 
     # Ends
 
@@ -580,7 +626,10 @@ class Session:
         for vow in watchers:
             vow.resolve(error)
         self.tables = Tables(self.node.limits)
+        self._large_answers.clear()
         self.outbox.forget_garbage()
+        if self.held:
+            self.node.left_behind(self)
         if self.on_end is not None:
             self.on_end(error)
 
@@ -607,7 +656,7 @@ class Session:
             "outbox_messages": self.outbox.frames,
             "outbox_bytes": self.outbox.size,
             "turns_waiting": self.queued_turns,
-            "messages_on_promises": self.held_messages,
+            "messages_on_promises": len(self.held),
             "gifts_waiting": deposited,
             "withdrawals_waiting": withdrawing,
             **self.tables.sizes(),
@@ -622,7 +671,7 @@ class Session:
         assert self.outbox.frames >= len(self.outbox.messages), "the outbox is miscounted"
         assert self.queued_turns >= 0, "turns are miscounted"
         assert self.queued_bytes >= 0, "bytes of turns are miscounted"
-        assert self.held_messages >= 0, "messages on promises are miscounted"
+        assert self.held_bytes == sum(item.size for item in self.held), "messages on promises are miscounted"
         if self.ended is not None:
             assert not any(tables.sizes().values()), "an ended session keeps references"
 

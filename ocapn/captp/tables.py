@@ -83,6 +83,7 @@ class Tables:
         "_export_of",
         "_limits",
         "_resolvers",
+        "_telling",
         "answers",
         "exports",
         "imports",
@@ -100,12 +101,13 @@ class Tables:
         self.answers: dict[int, Vow] = {}
         #: Resolvers of the peer that are still to be told: position to twice the count, plus one for a promise.
         self._resolvers: dict[int, int] = {}
+        self._telling = 0  # how often they are to be told
         self.next_export = 1  # 0 is the bootstrap object
         self.next_question = 1  # deployed peers refuse answer 0 in places
 
     @property
     def slots(self) -> int:
-        return len(self.exports) + len(self.imports) + len(self._resolvers)
+        return len(self.exports) + len(self.imports) + self._telling
 
     # Exports
 
@@ -181,13 +183,13 @@ class Tables:
             slot is not None and (slot.vow is not None) != promise
         ):
             raise RemoteProtocolError(f"import {position} was sent as an object and as a promise")
-        if known is None:
-            if self.slots >= self._limits.slots:
-                raise RemoteProtocolError(f"more than {self._limits.slots} references in one session")
-            known = int(promise)
-        resolvers[position] = known + 2
+        if self.slots >= self._limits.slots:
+            raise RemoteProtocolError(f"more than {self._limits.slots} references in one session")
+        self._telling += 1
+        resolvers[position] = (int(promise) if known is None else known) + 2
 
     def resolver_used(self, position: int) -> None:
+        self._telling -= 1
         left = self._resolvers[position] - 2
         if left >= 2:
             self._resolvers[position] = left
@@ -231,6 +233,8 @@ class Tables:
             assert 0 < position < self.next_question, f"question {position} was never asked"
             assert not question.released, f"question {position} is kept though released"
         assert all(count >= 2 for count in self._resolvers.values()), "a resolver is kept with count 0"
+        telling = sum(count >> 1 for count in self._resolvers.values())
+        assert telling == self._telling, "resolvers are miscounted"
 
     def sizes(self) -> dict[str, int]:
         return {

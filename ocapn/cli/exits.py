@@ -77,7 +77,7 @@ _URI: Final = (
 def failure_of(error: BaseException) -> Failure:
     """What to tell of an exception, which may be a group as trio's nurseries make them."""
     leaves = list(_leaves(error))
-    for kind in (Failure, BrokenPipeError, OCapNError, OSError, SystemExit):
+    for kind in (Failure, BrokenPipeError, OCapNError, OSError, SystemExit, KeyboardInterrupt):
         for leaf in leaves:
             if isinstance(leaf, kind):
                 return _told(leaf)
@@ -108,8 +108,9 @@ def _told(error: BaseException) -> Failure:
             return Failure(ExitCode.FAILED, f"the other side answered with an error: {error}")
         case OCapNError():
             return Failure(ExitCode.FAILED, f"{error}")
-        case SystemExit():
-            return Failure(ExitCode.FAILED, "code that was called here ended the process (SystemExit)")
+        case SystemExit() | KeyboardInterrupt():
+            what = f"code that was called here ended the process ({type(error).__name__})"
+            return Failure(ExitCode.FAILED, what)
         case OSError():
             return Failure(ExitCode.FILE, f"{error.strerror or error}: {error.filename or 'the output'}")
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -8,7 +8,6 @@ from urllib.parse import urlsplit
 
 from ocapn.cli.exits import ExitCode, Failure
 from ocapn.cli.output import complain
-from ocapn.errors import DecodeError
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
 from ocapn.netlayers.base import Channel, Listener, Netlayer
@@ -127,10 +126,7 @@ class _TracedChannel(Channel):
 
     def _show(self, direction: str, messages: list[bytes]) -> None:
         for message in messages:
-            try:
-                self._tracer(direction, message)
-            except DecodeError as error:
-                self._line(f"{direction} {len(message)} bytes, {error}")
+            self._tracer(direction, message)
 
     async def send(self, messages: list[bytes]) -> None:
         self._show("->", messages)

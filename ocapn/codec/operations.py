@@ -546,8 +546,12 @@ def write_start_session(encoder: Encoder, operation: StartSession) -> bytes:
     return b"".join(encoder.parts)
 
 
+#: Characters of a reason: it may quote what the other side sent, and must fit into any frame.
+_MOST_REASON: Final = 500
+
+
 def write_abort(reason: str) -> bytes:
-    text = reason.encode("utf-8", "replace")
+    text = reason[:_MOST_REASON].encode("utf-8", "replace")
     return b"<8'op:abort%d\"%b>" % (len(text), text)
 
 

@@ -377,7 +377,7 @@ class Decoder:
         except DecodeError:
             raise
         except ValueError as error:
-            raise DecodeError(f"{label.name}: {error}", start) from None
+            raise DecodeError(f"{label.name}: {str(error)[:200]}", start) from None
 
     def _struct(self, items: list[object], start: int) -> dict[str, object]:
         """A struct from keys and values in turn: in Syrup order, or in text order where that is allowed."""

@@ -90,7 +90,7 @@ class Listener(ABC):
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Stops accepting, and gives back what `listen` took (a port, a socket file)."""
+        """Stops accepting, ends connections not yet accepted, gives back what `listen` took (a port, a socket file)."""
 
 
 class Netlayer(ABC):

@@ -6,6 +6,7 @@ differ from link to link, so that links overtake each other, as networks do.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from typing import final
@@ -142,7 +143,9 @@ class MemoryNetlayer(Netlayer):
             ours.authenticated = locator.designator
         if listener.authenticates:
             theirs.authenticated = self.designator
-        listener.push(theirs)
+        if not listener.push(theirs):
+            await ours.aclose()
+            raise ConnectFailed(f"cannot reach {locator.uri}: too many connections wait there to be accepted")
         return ours
 
 
@@ -155,15 +158,29 @@ class _MemoryListener(Listener):
         self.location = netlayer.location
         self._send, self._receive = trio.open_memory_channel[Channel](1 << 16)
 
-    def push(self, channel: Channel) -> None:
-        self._send.send_nowait(channel)
+    def push(self, channel: Channel) -> bool:
+        """Whether there was room for one more that waits to be accepted."""
+        try:
+            self._send.send_nowait(channel)
+        except trio.WouldBlock:
+            return False
+        return True
 
     async def accept(self) -> Channel:
         return await self._receive.receive()
 
     async def aclose(self) -> None:
-        self._netlayer.network._listeners.pop(self._netlayer.designator, None)
-        await self._send.aclose()
+        listeners = self._netlayer.network._listeners
+        if listeners.get(self._netlayer.designator) is self:  # otherwise another listens there by now
+            del listeners[self._netlayer.designator]
+        self._send.close()
+        waiting: list[Channel] = []
+        with contextlib.suppress(trio.WouldBlock, trio.EndOfChannel):
+            while True:
+                waiting.append(self._receive.receive_nowait())
+        for channel in waiting:  # nobody accepts them any more: who dialled is told, as by a socket
+            await channel.aclose()
+        await trio.lowlevel.checkpoint()
 
 
 @final
@@ -188,6 +205,7 @@ class MemoryChannel(Channel):
         delay = self._network.delay
         for message in messages:
             while not (pipe.broken or self._closed) and len(pipe.queue) >= self._network.capacity:
+                pipe.change()  # the receiver is to make room
                 await pipe.changed.wait()
             if pipe.broken or self._closed or pipe.eof:
                 raise ChannelBroken("the link was cut")

@@ -33,12 +33,15 @@ def _is_loopback(host: str) -> bool:
 
 def _tune(stream: trio.SocketStream) -> None:
     """A dead peer is found within two minutes or so; small messages go out at once."""
-    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 45), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
-        option = getattr(socket, name, None)  # macOS has no TCP_KEEPIDLE
-        if option is not None:
-            stream.setsockopt(socket.IPPROTO_TCP, option, value)
+    try:
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (("TCP_KEEPIDLE", 45), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
+            option = getattr(socket, name, None)  # macOS has no TCP_KEEPIDLE
+            if option is not None:
+                stream.setsockopt(socket.IPPROTO_TCP, option, value)
+    except OSError:
+        pass  # macOS says so of a connection that the other side has reset; reading will tell
 
 
 class TcpTestingNetlayer(Netlayer):
@@ -80,7 +83,7 @@ class TcpTestingNetlayer(Netlayer):
             return None
         try:
             listeners = await trio.open_tcp_listeners(self._port, host=self._host)
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, UnicodeError) as error:  # UnicodeError: as in `dial`
             raise ConnectFailed(
                 f"cannot listen on {self._host} port {self._port}: {error}; choose another port, or 0 for any"
             ) from error

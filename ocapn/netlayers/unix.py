@@ -59,6 +59,13 @@ class UnixNetlayer(Netlayer):
             stream = await trio.open_unix_socket(path)
         except OSError as error:
             raise unreachable(locator, error) from error
+        try:
+            stream.socket.getpeername()
+        except OSError as error:  # the queue is full: Linux does not connect then, and trio does not notice
+            await trio.aclose_forcefully(stream)
+            raise ConnectFailed(
+                f"cannot reach {locator.uri}: too many connections wait there to be accepted; try again later"
+            ) from error
         return StreamChannel(stream, limits, SYRUP)
 
 
@@ -74,8 +81,17 @@ async def _remove_stale(path: str) -> None:
         raise ConnectFailed(f"{path} is in the way, and not a socket file; choose another path")
     try:
         stream = await trio.open_unix_socket(path)
+    except FileNotFoundError:
+        return  # whoever left it has removed it meanwhile
     except ConnectionRefusedError:
-        os.unlink(path)
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise ConnectFailed(
+                f"cannot remove the socket file {path} that nobody listens on: {error}"
+            ) from error
     except OSError as error:
         raise ConnectFailed(f"cannot tell whether somebody listens on {path}: {error}") from error
     else:

@@ -72,6 +72,8 @@ class Two:
 def test_two_sides(kind: str, listens: bool) -> None:
     """Sends (S), the resolution (R) and single messages to b (b) and to a (a), in every order there is."""
     for word in product("SRba", repeat=6):
+        if word[0] != "S" or word.count("R") > 1:
+            continue
         two = Two()
         resolve = getattr(two, kind)()
         if listens:

@@ -145,12 +145,13 @@ def test_what_is_not_collected_is_named(
     assert code == ExitCode.FAILED
     assert err.startswith("ocapn demo: not everything was collected: ")
     assert err.endswith("; please report this as a bug of ocapn\n")
+    # How much else was still on its way by then is a matter of luck.
     for text in (
-        "Alice keeps 1 imports of the session with Bob",
-        "Bob keeps 1 exports of the session with Alice",
-        "Carol keeps 1 exports of the session with Alice",
+        r"Alice keeps \d imports of the session with Bob",
+        r"Bob keeps \d exports of the session with Alice",
+        r"Carol keeps \d exports of the session with Alice",
     ):
-        assert text in err
+        assert re.search(text, err), err
     assert err.count("\n") == 1
     _assert_gone(_pids(out))
 

@@ -144,6 +144,7 @@ _URI = "ocapn://p.unix/s/very-secret?path=x"
         ),
         (OSError(28, "No space left on device"), 6, "No space left on device: the output"),
         (SystemExit(3), 1, "code that was called here ended the process (SystemExit)"),
+        (KeyboardInterrupt(), 1, "code that was called here ended the process (KeyboardInterrupt)"),
         (ValueError(f"not {_URI} then"), 70, "not ocapn://p.unix/s/…?path=x then"),
     ],
 )

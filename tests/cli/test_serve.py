@@ -417,6 +417,6 @@ async def test_a_malformed_message_is_told_by_its_offset(capsys: pytest.CaptureF
     await listener.aclose()
     assert capsys.readouterr().err == (
         "#1 dialled ocapn://bob.memory\n"
-        "#1 <- 3 bytes, malformed at byte 2: a number is followed by + - \" ' or :\n"
+        "#1 <- 3 bytes without notation: malformed at byte 2: a number is followed by + - \" ' or :\n"
         "#1 closed\n"
     )

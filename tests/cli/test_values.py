@@ -76,7 +76,6 @@ def test_what_is_written_is_read_as_an_equal_value(value: object) -> None:
         ("1e999", 'it: a number is beyond what a Float64 holds; infinity is written {"$float": "inf"}'),
         ("1" * 5000, "it: an integer has 5000 digits, more than any peer takes"),
         ("[" * 100_000, "it is nested too deep; a message may have 64 levels"),
-        ("[" * 900 + "]" * 900, "it is nested too deep; a message may have 64 levels"),
         ('{"$ref": "x"}', "it: a reference cannot be written in JSON; a sturdyref can, as $sturdyref"),
         (
             '[{"a": {"$foo": 1}}]',

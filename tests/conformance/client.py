@@ -9,6 +9,7 @@ A `Place` is a peer's place on the network: a designator and a listening socket.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,6 +118,12 @@ class Client:
             comma = b"," if self.framing == "netstring" else b""
             data = b"".join(b"%d:%b%b" % (len(message), message, comma) for message in messages)
         await self.send_unframed(data)
+
+    def send_now(self, operation: Rec) -> None:
+        """Sends a small operation without letting other tasks run."""
+        assert self.framing == "syrup"
+        data = encode(operation, self.text_order)
+        os.write(self._stream.socket.fileno(), b"%d:%b" % (len(data), data))
 
     async def send_unframed(self, data: bytes) -> None:
         with trio.fail_after(TIMEOUT):

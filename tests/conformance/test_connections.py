@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import trio
+import trio.testing
 from nacl.signing import SigningKey
 
 import ocapn
@@ -236,6 +237,40 @@ async def test_who_says_nothing_is_refused_in_time() -> None:
         assert "op:start-session" in await client.aborted()
 
 
+async def listens_on(client: Client) -> None:
+    """The peer has half-closed the connection and reads on: what we send does not meet a reset."""
+    for _ in range(16):
+        await client.send_unframed(bytes(1 << 16))
+    await client.send_eof()
+    assert await client.receive_bytes() == b""
+
+
+@trio_test_real
+async def test_the_peer_drains_what_comes_after_our_abort() -> None:
+    async with world() as found:
+        client = await (await found.place("client")).connect(found.uri)
+        await client.send(Rec("op:abort", "before it began"))
+        assert await client.receive_bytes() == b""
+        await listens_on(client)
+        session = await found.session("another")
+        await session.send(Rec("op:abort", "once it was there"))
+        assert await session.receive_bytes() == b""
+        await listens_on(session)
+
+
+@trio_test_real
+async def test_the_peer_drains_what_comes_after_its_abort() -> None:
+    """Also what is no message: the rest of one that is too long."""
+    async with world() as found:
+        client = await (await found.place("client")).connect(found.uri)
+        session = await found.session("another")
+        for one in (client, session):
+            await one.send_unframed(b"1048577:")
+            assert (await one.next()).label == "op:abort"
+            assert await one.receive_bytes() == b""
+            await listens_on(one)
+
+
 @trio_test_real
 async def test_an_abort_that_follows_unread_input_is_read() -> None:
     """The peer half-closes and drains: a plain close would reset the connection."""
@@ -314,7 +349,7 @@ async def test_the_peer_s_own_start_comes_back() -> None:
         session = Client(place, stream, "syrup", text_order=False)
         place.clients.append(session)
         await session.send_bytes(await session.receive_bytes())
-        assert "own" in await session.aborted()
+        assert "own session key" in await session.aborted()
 
 
 # One session a location
@@ -349,6 +384,23 @@ async def test_the_same_location_comes_back_after_its_session_ended(how: str) ->
         client = await place.session(found.uri)
         assert await alive(client)
         assert len(found.peer.sessions) == 1
+
+
+@trio_test_real
+async def test_what_is_readable_on_the_old_connection_is_heard_before_the_new_one_is_judged() -> None:
+    """The end of the old session and the start of the new one arrive together, in either order."""
+    async with world() as found:
+        place = await found.place("client")
+        old = await place.session(found.uri)
+        for _ in range(20):
+            new = await place.connect(found.uri)
+            await trio.testing.wait_all_tasks_blocked()  # it is accepted
+            new.send_now(new.start())
+            old.send_now(Rec("op:abort", "I am back"))
+            await new.their_start()
+            assert await alive(new)
+            await old.close()
+            old = new
 
 
 @trio_test_real

@@ -13,7 +13,7 @@ from random import Random
 from types import FrameType
 
 from tests.model.script import Script, random_script, shrink
-from tests.model.world import ModelError, play
+from tests.model.world import ModelError, named, play
 
 
 class Stuck(Exception):
@@ -73,7 +73,7 @@ def main() -> int:
             if not options.no_shrink:
                 script = shrink(script, lambda candidate: why(candidate) is not None)
                 print(f"shrunk: {why(script)}")
-                print(script, flush=True)
+                print(named(script), flush=True)
             if found >= options.failures:
                 break
         if number % 100 == 0:

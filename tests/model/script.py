@@ -7,8 +7,8 @@ from random import Random
 
 import attrs
 
-#: An operation and what it is applied to; each number is taken modulo what there is.
-Step = tuple[int, int, int, int, int]
+#: An operation, by number or name, and what it is applied to; each number is taken modulo what there is.
+Step = tuple[int | str, int, int, int, int]
 
 
 @attrs.frozen
@@ -23,7 +23,7 @@ class Script:
     cuts: bool = False
 
     def __str__(self) -> str:
-        lines = "".join(f"        {step},\n" for step in self.steps)
+        lines = "".join(f"        {step},\n".replace("'", '"') for step in self.steps)
         return (
             f"Script(\n    (\n{lines}    ),\n    peers={self.peers}, links={self.links}, seed={self.seed}, "
             f"delays={self.delays}, cuts={self.cuts},\n)"
@@ -76,14 +76,14 @@ def shrink(script: Script, fails: Callable[[Script], bool], most: int = 3000) ->
             candidate = attrs.evolve(script, **simpler)
             if candidate != script and better(candidate):
                 script, changed = candidate, True
-        for i, step in enumerate(script.steps):
+        for i, (_, *numbers) in enumerate(script.steps):
             for j in range(1, 5):
-                for value in sorted({0, 1, 2, step[j] // 2, step[j] - 1}):
-                    if 0 <= value < script.steps[i][j]:
-                        one = list(script.steps[i])
-                        one[j] = value
-                        steps = (*script.steps[:i], (one[0], one[1], one[2], one[3], one[4]), *script.steps[i + 1 :])
-                        candidate = attrs.evolve(script, steps=steps)
+                for value in sorted({0, 1, 2, numbers[j - 1] // 2, numbers[j - 1] - 1}):
+                    name, *old = script.steps[i]
+                    if 0 <= value < old[j - 1]:
+                        old[j - 1] = value
+                        one = (name, old[0], old[1], old[2], old[3])
+                        candidate = attrs.evolve(script, steps=(*script.steps[:i], one, *script.steps[i + 1 :]))
                         if better(candidate):
                             script, changed = candidate, True
                             break

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from random import Random
 from typing import Any, cast, final
 from weakref import WeakKeyDictionary, ref
 
+import attrs
 import trio
 import trio.testing
 
@@ -47,7 +48,7 @@ from ocapn import (
 from ocapn.netlayers.memory import Link
 from ocapn.promise import make_promise
 from ocapn.references import current_node
-from tests.model.script import Script
+from tests.model.script import Script, Step
 from tests.model.shadow import (
     FIELD,
     INDEX,
@@ -213,7 +214,7 @@ class World:
                 await self._enliven(p, q, Wait("the start"))
                 await self._enliven(q, p, Wait("the start"))
         for number, step in enumerate(self.script.steps):
-            operation = OPERATIONS[step[0] % len(OPERATIONS)]
+            operation = operation_of(step)
             self.say(f"-- {number}: {operation.__name__} {step[1:]}")
             await operation(self, *step[1:])
             if self.failures:
@@ -838,6 +839,16 @@ OPERATIONS = (
     *[_W.do_enliven] * 2,
     *[_W.do_cut] * 2,
 )
+
+
+def operation_of(step: Step) -> Callable[[World, int, int, int, int], Awaitable[None]]:
+    kind = step[0]
+    return getattr(World, kind) if isinstance(kind, str) else OPERATIONS[kind % len(OPERATIONS)]  # type: ignore[no-any-return]
+
+
+def named(script: Script) -> Script:
+    """The same script with the names of its operations: it means the same whatever becomes of OPERATIONS."""
+    return attrs.evolve(script, steps=tuple((operation_of(s).__name__, *s[1:]) for s in script.steps))
 
 
 def play(script: Script, log: Callable[[str], object] | None = None) -> None:

@@ -189,7 +189,27 @@ async def test_more_answers_than_the_other_side_may_owe_is_backpressure_too() ->
         assert gate.waiting == 6
         gate.opened.set()
         assert [await promise for promise in owed] == list(range(5))
+        await between(b, a).writable()
         assert await E(ref).wait("again") == "again"
+
+
+@trio_test
+async def test_an_answer_counts_until_the_other_side_knows_that_it_is_not_needed() -> None:
+    """Peers of the same limits never bring each other over them."""
+    async with linked_peers("a", "b", limits=Limits(answers=200)) as (a, b):
+        ref = await far(a, b, Echo())
+        session = between(b, a)
+        answered = refused = 0
+        for number in range(2_000):
+            try:
+                assert await E(ref).echo(number) == number
+                answered += 1
+            except Backpressure:
+                refused += 1
+                await session.writable()
+        assert answered + refused == 2_000
+        assert answered > 1_900
+        assert session.ended is None
 
 
 @trio_test

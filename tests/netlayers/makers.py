@@ -1,0 +1,37 @@
+"""How `check_netlayer` makes netlayers of each kind, each call for a new peer."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+from ocapn.netlayers.memory import MemoryNetlayer, MemoryNetwork
+from ocapn.netlayers.tcp_testing import TcpTestingNetlayer
+from ocapn.netlayers.unix import UnixNetlayer
+from ocapn.testing import MakeNetlayer
+
+
+def memory(network: MemoryNetwork | None = None, *, authenticates: bool = False) -> MakeNetlayer:
+    network = network or MemoryNetwork()
+    numbers = itertools.count()
+
+    def make(*, listen: bool) -> MemoryNetlayer:
+        return MemoryNetlayer(network, f"peer-{next(numbers)}", listen=listen, authenticates=authenticates)
+
+    return make
+
+
+def tcp(framing: str) -> MakeNetlayer:
+    def make(*, listen: bool) -> TcpTestingNetlayer:
+        return TcpTestingNetlayer(listen=listen, framing=framing)
+
+    return make
+
+
+def unix(directory: Path) -> MakeNetlayer:
+    numbers = itertools.count()
+
+    def make(*, listen: bool) -> UnixNetlayer:
+        return UnixNetlayer(directory / f"{next(numbers)}.sock" if listen else None)
+
+    return make
