@@ -89,7 +89,9 @@ class Peer:
         self._wanted: dict[PeerLocator, _Wanted] = {}
         self._unauthenticated: dict[str, int] = {}
         self._running: dict[int, int] = {}  # methods, by the id of the session that called them
-        self._outliving: list[Connection] = []  # whose methods run on though the session has ended, oldest first
+        self._outliving: list[
+            Connection
+        ] = []  # whose methods run on though the session has ended, oldest first
         self._wakeup = Wakeup()
         self._garbage = Wakeup()
         self._token: trio.lowlevel.TrioToken | None = None
@@ -100,7 +102,7 @@ class Peer:
         self.busy = False  # in `_pump`, or about to call it
         self._service: trio.Nursery | None = None
         self._methods: trio.Nursery | None = None
-        self._listeners: list[Listener] = []
+        self._listeners: list[tuple[Netlayer, Listener]] = []
         self._node = Node(
             limits=limits,
             now=trio.current_time,
@@ -498,34 +500,32 @@ class Peer:
         self._token = trio.lowlevel.current_trio_token()
         self._node.thread = threading.get_ident()
         current_node.set(self._node)
-        try:
-            with trio.CancelScope(shield=True):
-                async with trio.open_nursery() as methods:
-                    self._methods = methods
-                    async with trio.open_nursery() as service:
-                        self._service = service
-                        await self._listen()
-                        service.start_soon(self._pump_loop)
-                        service.start_soon(self._expiry_loop)
-                        service.start_soon(self._garbage_loop)
-                        for netlayer, listener in self._bound:
-                            service.start_soon(self._accept_loop, netlayer, listener)
-                        task_status.started()
-        finally:
-            with trio.CancelScope(shield=True):
-                for listener in self._listeners:
-                    await listener.aclose()
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as methods:
+                self._methods = methods
+                async with trio.open_nursery() as service:
+                    self._service = service
+                    service.start_soon(self._pump_loop)
+                    service.start_soon(self._expiry_loop)
+                    service.start_soon(self._garbage_loop)
+                    for netlayer, listener in self._listeners:
+                        service.start_soon(self._accept_loop, netlayer, listener)
+                    task_status.started()
 
     async def _listen(self) -> None:
-        self._bound: list[tuple[Netlayer, Listener]] = []
+        """Begins to listen wherever the peer can; from here on it knows its own locators."""
         for netlayer in self._netlayers.values():
             listener = await netlayer.listen(self.limits)
             if listener is not None:
-                self._listeners.append(listener)
-                self._bound.append((netlayer, listener))
-        listening = [netlayer for netlayer, _ in self._bound]
+                self._listeners.append((netlayer, listener))
+        listening = [netlayer for netlayer, _ in self._listeners]
         others = [netlayer for netlayer in self._netlayers.values() if netlayer not in listening]
         self._node.own = [netlayer.location for netlayer in [*listening, *others]]
+
+    async def _stop_listening(self) -> None:
+        with trio.CancelScope(shield=True):
+            for _, listener in self._listeners:
+                await listener.aclose()
 
     async def _close(self) -> None:
         """Breaks what is owed, flushes, closes; then cancels what runs."""
@@ -567,19 +567,38 @@ async def open_peer(
     It listens on every netlayer that can. `dialect` is how to write to peers that have not shown what they read:
     "2026-02", "2026-02-singular-gc" or "2026-01", by default the newest; `dialects` says so for single peers.
     On leaving, sessions end with op:abort after what is queued was flushed (at most `limits.closing` seconds), then
-    running methods are cancelled. Raises ConnectFailed if a netlayer cannot listen, ValueError for two netlayers of
-    one transport or none.
+    running methods are cancelled.
+
+    Raises ConnectFailed if a netlayer cannot listen, ValueError for two netlayers of one transport or none. What the
+    block raises leaves as it is; a bug in the library ends the block, and leaves in an exception group.
     """
     transports = [netlayer.transport for netlayer in netlayers]
     if not transports or len(set(transports)) != len(transports):
         raise ValueError("a peer has at least one netlayer, and at most one of each transport")
     peer = Peer(netlayers, limits or Limits(), dialect, dialects or {})
-    async with trio.open_nursery() as nursery:
-        with trio.CancelScope(shield=True):  # a start that is cancelled would leave `_serve` without an end
-            await nursery.start(peer._serve)
-        token = current_node.set(peer._node)
-        try:
-            yield peer
-        finally:
-            current_node.reset(token)
-            await peer._close()
+    failure: BaseException | None = None
+    try:
+        await peer._listen()
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope(
+                shield=True
+            ):  # a start that is cancelled would leave `_serve` without an end
+                await nursery.start(peer._serve)
+            token = current_node.set(peer._node)
+            try:
+                yield peer
+            except BaseException as error:
+                if nursery.cancel_scope.cancel_called:  # something of ours failed, and ended the block
+                    raise
+                failure = error  # the block's own: it is not for the nursery to put into a group
+            finally:
+                current_node.reset(token)
+                await peer._close()
+    except BaseExceptionGroup as group:
+        if failure is None:
+            raise
+        raise BaseExceptionGroup("the block failed, and so did the peer", [failure, group]) from None
+    finally:
+        await peer._stop_listening()
+    if failure is not None:
+        raise failure

@@ -80,7 +80,7 @@ class _Entry:
         takes = f"{self.least}" if self.least == self.most else f"{self.least} to {self.most}"
         if self.most == float("inf"):
             takes = f"at least {self.least}"
-        raise RemoteError(f"{self.name} takes {takes} arguments, and {given} were given")
+        raise RemoteError(f"{self.name} takes {takes} argument{'s' * (takes != '1')}, {given} given")
 
 
 class Target(LocalTarget):

@@ -21,6 +21,8 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 _ALL_BYTES: Final = bytes(range(256)) * 2
+#: How often something is cancelled after each number of passes of the loop, whose tasks run in random order.
+_ROUNDS: Final = 10
 
 
 @asynccontextmanager
@@ -667,8 +669,8 @@ async def _cancelled_receive(stage: _Stage, a: Channel, b: Channel) -> None:
     async def receive() -> None:
         got.extend(await b.receive(1))
 
-    for count in range(32):
-        large = count > 24  # arrives in pieces
+    for count in range(8 * _ROUNDS):
+        large = count % _ROUNDS == 0  # arrives in pieces
         expected = stage.messages(2, stage.limits.frame if large else 0)
         got.clear()
         async with trio.open_nursery() as nursery:
@@ -697,24 +699,27 @@ async def _cancelled(count: int, function: Callable[[], Awaitable[object]]) -> N
 @_promise("an accept that is cancelled loses no connection")
 async def _cancelled_accept(stage: _Stage) -> None:
     accepted: list[Channel] = []
+    dialled: list[Channel] = []
 
     async def accept() -> None:
         accepted.append(await stage._accept())
 
     async def dial(message: bytes) -> None:
-        await stage.push(await stage.dial(), [message])
+        dialled.append(await stage.dial())
+        await stage.push(dialled[-1], [message])
 
-    for count in range(16):
-        accepted.clear()
+    for count in range(8 * _ROUNDS):
         message = stage.message(16)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(dial, message)
             for more in range(3):
                 if not accepted:
-                    await _cancelled(count // 2 + more, accept)
+                    await _cancelled(count % 8 + more, accept)
             if not accepted:
                 await stage.soon("what was dialled during a cancelled accept is accepted later", accept)
-            await stage.expect(accepted[0], [message])
+            await stage.expect(accepted[-1], [message])
+        for channel in (dialled.pop(), accepted.pop()):
+            await stage.close(channel)
 
 
 @_promise("a dial that is cancelled leaves nothing behind")
@@ -723,8 +728,10 @@ async def _cancelled_dial(stage: _Stage) -> None:
     found = trio.Event()
     accepting = trio.CancelScope()
 
+    dialled: list[Channel] = []
+
     async def dial() -> None:
-        await stage.close(await stage.dial())
+        dialled.append(await stage.dial())
 
     async def look_at(channel: Channel) -> None:
         try:
@@ -742,8 +749,10 @@ async def _cancelled_dial(stage: _Stage) -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(look)
-        for count in range(12):
-            await _cancelled(count, dial)
+        for count in range(12 * _ROUNDS):
+            await _cancelled(count % 12, dial)
+            if dialled:
+                await stage.close(dialled.pop())
         await stage.push(await stage.dial(), [token])
         await stage.soon("another dial works", found.wait)
         accepting.cancel()

@@ -333,7 +333,9 @@ class Vow:
                 vow.add(item)
         elif vow.waiting is None:
             vow.waiting = waiting
-        elif len(vow.waiting) >= len(waiting):  # the shorter list is what is moved, through however many promises
+        elif len(vow.waiting) >= len(
+            waiting
+        ):  # the shorter list is what is moved, through however many promises
             vow.waiting.extend(waiting)
         else:
             waiting[:0] = vow.waiting

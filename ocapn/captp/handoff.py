@@ -217,7 +217,9 @@ def receive_give(session: Session, envelope: Envelope) -> Vow:
     if node.is_own(give.exporter):
         return node.gifts.claim_own(session, envelope)
     if session.withdrawing >= node.limits.gifts:
-        return broken(node, TooBusy(f"{session.withdrawing} gifts wait for connections to their exporters already"))
+        return broken(
+            node, TooBusy(f"{session.withdrawing} gifts wait for connections to their exporters already")
+        )
     session.withdrawing += 1
     vow = Vow(node)
     key = session.key

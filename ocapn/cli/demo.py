@@ -402,17 +402,16 @@ async def _held(peer: ocapn.Peer, children: Sequence[Child]) -> _Held:
 
 async def _collected(peer: ocapn.Peer, children: Sequence[Child]) -> _Held:
     """What the processes hold when nothing is held any more. Raises Failure if something stays."""
-    held: _Held = {}
-    with trio.move_on_after(_COLLECTING):
-        while True:
-            held = await _held(peer, children)
-            if not _left(held):
-                return held
-            await trio.sleep(0.02)  # garbage is told of in batches, a little later
-    raise Failure(
-        ExitCode.FAILED,
-        f"not everything was collected: {'; '.join(_left(held))}; please report this as a bug of ocapn",
-    )
+    deadline = trio.current_time() + _COLLECTING
+    while True:
+        held = await _held(peer, children)
+        left = _left(held)
+        if not left:
+            return held
+        if trio.current_time() > deadline:
+            what = f"not everything was collected: {'; '.join(left)}; please report this as a bug of ocapn"
+            raise Failure(ExitCode.FAILED, what)
+        await trio.sleep(0.02)  # garbage is told of in batches, a little later
 
 
 def _left(held: _Held) -> list[str]:

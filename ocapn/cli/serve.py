@@ -107,7 +107,7 @@ async def _serve(netlayers: Sequence[Netlayer], exports: Sequence[_Export]) -> N
         print("\n".join(lines))
         sys.stdout.flush()
         if sys.stderr.isatty():
-            complain(f"ocapn serve: serving {len(exports)} object(s); Ctrl-C stops")
+            complain("ocapn serve: serving; Ctrl-C stops")
         await trio.sleep_forever()
 
 

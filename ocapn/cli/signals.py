@@ -39,6 +39,8 @@ class Signals:
         self._received = 0
         if threading.current_thread() is threading.main_thread():
             for signum in _SIGNALS:
+                if signal.getsignal(signum) == signal.SIG_IGN:
+                    continue  # as shells have it for what runs in the background, and nohup
                 self._previous[signum] = signal.signal(signum, self._handle)
         return self
 

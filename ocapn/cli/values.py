@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable
 from typing import Final, NoReturn
 
+from ocapn.cli.output import printable
 from ocapn.errors import BadLocator, RemoteError
 from ocapn.model.locators import PeerLocator, SturdyRef
 from ocapn.model.values import Null, NullType, Symbol, Tagged
@@ -225,4 +226,4 @@ def readable(value: object) -> str:
             return f"Tagged({value.tag!r}, {readable(value.value)})"
         case SturdyRef():
             return f"SturdyRef({value.uri!r})"
-    return repr(value)
+    return printable(repr(value))  # that of a broken promise holds what the other side said

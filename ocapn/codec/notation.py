@@ -14,7 +14,7 @@ from ocapn.limits import Limits
 from ocapn.model.values import Symbol
 
 #: Above those of a session: what is printed was within the limits of some other peer. Printing recurses.
-_LIMITS: Final = Limits(nesting=128, integer_digits=4096)
+_LIMITS: Final = Limits(nesting=200, integer_digits=4096)
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9:-]*\Z")
 #: Names that stand for another value where they are written bare.
 _TAKEN: Final = frozenset({"t", "f", "inf", "nan"})

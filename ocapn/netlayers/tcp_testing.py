@@ -49,6 +49,7 @@ class TcpTestingNetlayer(Netlayer):
 
     `designator` is any unique string; drawn at random unless given. `framing` ("none", "syrup" or "netstring") is
     how we frame connections that we dial whose locator has no `framing` hint; what comes in is recognised.
+    `advertise` is the host that the locator names, where it is not the address that is bound (0.0.0.0, say).
     Raises ValueError for a `host` that is not loopback, unless `insecure_bind`.
     """
 
@@ -63,6 +64,7 @@ class TcpTestingNetlayer(Netlayer):
         framing: str = SYRUP,
         listen: bool = True,
         insecure_bind: bool = False,
+        advertise: str | None = None,
     ) -> None:
         if listen and not insecure_bind and not _is_loopback(host):
             raise ValueError(
@@ -75,15 +77,18 @@ class TcpTestingNetlayer(Netlayer):
         self._port = port
         self._framing = framing
         self._listen = listen
+        self._advertise = advertise
         self._designator = designator or secrets.token_hex(16)
         self.location = PeerLocator(TRANSPORT, self._designator)
 
     async def listen(self, limits: Limits) -> Listener | None:
         if not self._listen:
             return None
+        if not 0 <= self._port < 65536:  # the system would take it modulo 65536
+            raise ConnectFailed(f"cannot listen on port {self._port}: ports are 1 to 65535, or 0 for any")
         try:
             listeners = await trio.open_tcp_listeners(self._port, host=self._host)
-        except (OSError, OverflowError, UnicodeError) as error:  # UnicodeError: as in `dial`
+        except (OSError, UnicodeError) as error:  # UnicodeError: as in `dial`
             raise ConnectFailed(
                 f"cannot listen on {self._host} port {self._port}: {error}; choose another port, or 0 for any"
             ) from error
@@ -91,7 +96,7 @@ class TcpTestingNetlayer(Netlayer):
         for other in others:  # several addresses of one name: the first is the one that the locator names
             await other.aclose()
         host, port = first.socket.getsockname()[:2]
-        hints = {"host": host, "port": str(port)}
+        hints = {"host": self._advertise or host, "port": str(port)}
         if self._framing != SYRUP:
             hints["framing"] = self._framing
         self.location = PeerLocator(TRANSPORT, self._designator, hints)

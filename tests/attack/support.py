@@ -28,7 +28,8 @@ class Victim(Target):
         self.heard: dict[str, list[int]] = {}
         self.changed = trio.Event()
         self.running = 0
-        self.kept: list[tuple[Promise, Resolver]] = []
+        self.things: list[Any] = []
+        self.promises: list[tuple[Promise, Resolver]] = []
 
     @method
     def note(self, who: str, number: int) -> None:
@@ -45,14 +46,34 @@ class Victim(Target):
         """Takes anything, and keeps nothing."""
 
     @method
+    def keep(self, *values: object) -> None:
+        """Keeps what it is given."""
+        self.things.extend(values)
+
+    @method
+    def kept(self) -> object:
+        """The last thing that it was given to keep."""
+        return self.things[-1]
+
+    @method
+    def call_back(self, target: object) -> None:
+        """Asks `target` something, and wants the answer."""
+        self.things.append(E(target).question())
+
+    @method
     def me(self) -> Victim:
         return self
+
+    @method
+    def fresh(self) -> Target:
+        """An object that was not there before."""
+        return Victim()
 
     @method
     def promise(self) -> Promise:
         """A promise that a test resolves, or nobody."""
         promise, resolver = ocapn.make_promise()
-        self.kept.append((promise, resolver))
+        self.promises.append((promise, resolver))
         return promise
 
     @method
@@ -202,9 +223,12 @@ async def attack(data: bytes, reason: str, *, limits: Limits | None = None, note
         assert [one.location.designator for one in here.peer.sessions] == ["friend"]
 
 
-async def aborted(client: Client, reason: str) -> None:
-    """The session, or the connection, ends with op:abort, and the reason tells what was wrong."""
+async def aborted(client: Client, reason: str) -> str:
+    """The session, or the connection, ends with op:abort, and the reason, which is returned, has `reason` in it."""
     while (operation := await client.receive()).label != "op:abort":
         pass
     await client.ends()
-    assert reason in operation.fields[0], operation.fields[0]
+    told = operation.fields[0]
+    assert isinstance(told, str)
+    assert reason in told, told
+    return told

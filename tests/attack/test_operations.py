@@ -450,15 +450,13 @@ async def test_a_handoff_receive_to_an_application_object(where: str) -> None:
 
 
 async def _question(client: Client) -> int:
-    """The position of a resolver of the peer: it listens on a promise of ours that it was asked about."""
-    await client.send(call("echo", promise(40), position=40), Rec("op:listen", answer(40), obj(41), False))
-    await client.send(Rec("op:index", answer(40), 0, 42), Rec("op:get", answer(42), "field", 43))
-    while True:
-        operation = await client.receive()
-        if operation.label == "op:get":
-            raise AssertionError("the part of a promise of ours was asked of us without a listener")
-        if operation.label == "op:listen":
-            return own(operation.fields[1]).fields[0]  # type: ignore[no-any-return]
+    """The position of the resolver that came with a question of the peer."""
+    await client.send(call("call_back", obj(40)))
+    question = await client.message_to(export(40))
+    assert question.resolver is not None
+    position = question.resolver.fields[0]
+    assert isinstance(position, int)
+    return position
 
 
 @pytest.mark.parametrize("bare", ["give", "receive"])

@@ -45,7 +45,9 @@ class Box(LocalTarget):
 class Side:
     """One peer."""
 
-    def __init__(self, name: str, *, limits: Limits | None = None, clock: Clock | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, name: str, *, limits: Limits | None = None, clock: Clock | None = None, seed: int = 0
+    ) -> None:
         self.location = PeerLocator("memory", name)
         self.wanted: list[tuple[PeerLocator, Callable[[Session | OCapNError], None]]] = []
         self.node = Node(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from weakref import ref
 
 import pytest
@@ -30,7 +31,7 @@ class Note(Waiting):
 
 def chain(side: Side, length: int) -> list[Vow]:
     vows = [Vow(side.node) for _ in range(length)]
-    for vow, following in zip(vows, vows[1:], strict=False):
+    for vow, following in itertools.pairwise(vows):
         vow.resolve(following.handle())
     return vows
 
@@ -41,7 +42,7 @@ def test_a_chain_of_ten_thousand_promises(breaks: bool) -> None:
     side = Side("a")
     for forwards in (True, False):
         vows = [Vow(side.node) for _ in range(10_000)]
-        links = list(zip(vows, vows[1:], strict=False))
+        links = list(itertools.pairwise(vows))
         for vow, following in links if forwards else reversed(links):
             vow.resolve(following.handle())
         notes: list[str] = []

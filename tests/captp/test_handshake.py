@@ -26,7 +26,9 @@ OF_THE_SESSION = {
 }
 
 
-def start(node: Node, location: PeerLocator = B, *, version: str = "1.0", key: SessionKey | None = None) -> bytes:
+def start(
+    node: Node, location: PeerLocator = B, *, version: str = "1.0", key: SessionKey | None = None
+) -> bytes:
     key = key or SessionKey(Random(1).randbytes(32))
     signature = key.sign(location_message(location))
     return write_start_session(
@@ -204,7 +206,7 @@ def test_live_dropped() -> None:
     read = shake.read(start(a.node))
     with pytest.raises(Refused):
         shake.judge(read, a.node.limits.silence - 1)
-    assert session.ended is None
+    assert list(a.node.sessions.values()) == [session]
     shake = Handshake(a.node, a.location, dialled=None, authenticated=None, form=Form())
     new = shake.judge(shake.read(start(a.node)), a.node.limits.silence)
     assert session.ended is not None
@@ -219,7 +221,9 @@ def test_crossed_hellos_leave_one_session(seed: int) -> None:
         a, b = Side("a", seed=seed), Side("b", seed=seed + 100)
         dials = []
         for mine, other in ((a, b), (b, a)):
-            dial = Handshake(mine.node, mine.location, dialled=other.location, authenticated=None, form=Form())
+            dial = Handshake(
+                mine.node, mine.location, dialled=other.location, authenticated=None, form=Form()
+            )
             mine.node.dials[other.location] = dial
             dials.append((dial, other, dial.outbound.pop()))
         if order:
@@ -240,4 +244,3 @@ def test_crossed_hellos_leave_one_session(seed: int) -> None:
                         pass
         assert len(a.node.sessions) == len(b.node.sessions) == 1
         assert a.node.sessions[b.location].id == b.node.sessions[a.location].id
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from random import Random
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 
 from ocapn import Promise, send_only
-from ocapn.captp.delivery import FOLLOWING, PENDING, RemoteVow, Vow
-from tests.captp.sides import Box, Link, Side, empty, exported, pair, quiet
+from ocapn.captp.bootstrap import FULFILL
+from ocapn.captp.delivery import RemoteVow
+from ocapn.codec.operations import EXPORT, descriptor_bytes
+from tests.captp.sides import Box, Link, Side, exported, pair, quiet
 
 Resolve = Callable[[], None]
 
@@ -180,7 +183,7 @@ def test_three_sides(scene: Callable[[Three], tuple[Promise, list[Callable[[], N
         promise, actions = scene(three)
         if seed % 2:
             promise._vow.listen()  # type: ignore[attr-defined]
-        sends = [lambda: three.send(promise)] * 5
+        sends = [partial(three.send, promise)] * 5
         three.jostle(14, *actions, *sends)
         three.send(promise)
         three.jostle(8)
@@ -189,3 +192,30 @@ def test_three_sides(scene: Callable[[Three], tuple[Promise, list[Callable[[], N
         three.send(promise)
         quiet(*three.links)
         assert [n for n in numbers(three.box) if n > 0] == list(range(1, three.sent + 1)), f"seed {seed}"  # type: ignore[operator]
+
+
+def test_a_promise_that_the_peer_names_as_another_of_its_own() -> None:
+    """Other implementations tell of a promise that became another pending one: what was sent to it counts there."""
+    two = Two()
+    next_handle, next_vow = two.b.promise()
+    followed: Promise = two.a.hold(two.link.a, exported(two.link.b, next_handle), promise=True)
+    exported(two.link.a, two.box)
+    mine = two.b.hold(two.link.b, 1)
+    two.promise._vow.listen()  # type: ignore[attr-defined]
+    two.link.to_b()
+    (resolver,) = two.link.b.tables._resolvers
+    followed._vow.listen()  # type: ignore[attr-defined]
+    two.link.to_b()
+    send_only(two.promise)(1)
+    two.a.run()
+    two.link.collect()  # the message is under way
+    two.link.b.deliver_only(descriptor_bytes(EXPORT, resolver), [FULFILL, next_handle])
+    two.vow.waiting = None  # it has been told
+    two.vow.resolve(next_handle)
+    next_vow.resolve(mine)
+    two.b.run()
+    two.link.to_a()
+    send_only(two.promise)(2)
+    two.a.run()
+    quiet(two.link)
+    assert numbers(two.box) == [1, 2]

@@ -8,7 +8,16 @@ from weakref import ref
 
 import pytest
 
-from ocapn import Limits, NotPassable, Promise, RemoteError, RemoteProtocolError, SessionEnded, TooBusy, send_only
+from ocapn import (
+    Limits,
+    NotPassable,
+    Promise,
+    RemoteError,
+    RemoteProtocolError,
+    SessionEnded,
+    TooBusy,
+    send_only,
+)
 from ocapn.captp.delivery import BROKEN, PENDING, PromiseHandle, Vow
 from ocapn.captp.session import Session
 from ocapn.codec.operations import GET
@@ -60,7 +69,7 @@ def test_no_room_for_the_resolver_rolls_the_arguments_back() -> None:
 
 
 def test_a_reference_is_counted_each_time_it_is_sent() -> None:
-    a, b, link = pair()
+    a, _b, link = pair()
     box, theirs = Box("sent"), Box("theirs")
     to = a.hold(link.a, exported(link.b, theirs))
     send_only(to)(box, [box, {"x": box}])

@@ -129,9 +129,11 @@ def test_values_for_people_are_in_the_notation_of_python(value: object, text: st
 async def test_references_are_described() -> None:
     async with ocapn.testing.linked_peers("alice", "bob") as (alice, bob):
         ref = await alice.enliven(bob.export(ocapn.target(lambda: None)))
-        promise, _ = ocapn.make_promise()
+        promise, resolver = ocapn.make_promise()
         assert from_model([ref, promise]) == [
             {"$ref": "Ref 1 of ocapn://bob.memory"},
             {"$ref": "Promise, pending"},
         ]
         assert readable([ref, promise]) == "[<Ref 1 of ocapn://bob.memory>, <Promise, pending>]"
+        resolver.break_("two\nlines \x1b[31m")
+        assert readable([promise]) == "[<Promise, broken: two\\nlines \\x1b[31m>]"

@@ -10,6 +10,7 @@ A `Place` is a peer's place on the network: a designator and a listening socket.
 from __future__ import annotations
 
 import os
+import struct
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -161,6 +162,12 @@ class Client:
         assert not comma or rest[size : size + 1] == b",", "a netstring without its comma"
         self._buffer = rest[size + comma :]
         return rest[:size]
+
+    def reset(self) -> None:
+        """Resets the connection, as one that crashed does."""
+        socket = self._stream.socket
+        socket.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, struct.pack("ii", 1, 0))
+        socket.close()
 
     async def send_eof(self) -> None:
         await self._stream.send_eof()

@@ -280,6 +280,20 @@ async def test_an_abort_that_follows_unread_input_is_read() -> None:
         assert "version" in await client.aborted()
 
 
+@trio_test_real
+async def test_a_connection_that_is_reset_right_after_its_start_leaves_no_session() -> None:
+    async with world() as found:
+        place = await found.place("client")
+        for _ in range(10):
+            client = await place.connect(found.uri)
+            await trio.testing.wait_all_tasks_blocked()  # it is accepted
+            client.send_now(client.start())
+            client.reset()
+            await trio.testing.wait_all_tasks_blocked()
+            assert not found.peer.sessions
+        assert await alive(await place.session(found.uri))
+
+
 # The peer dials
 
 

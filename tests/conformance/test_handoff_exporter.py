@@ -20,15 +20,17 @@ from .encoding import (
     Rec,
     Sym,
     answer,
+    envelope,
     export,
     locator,
     make_key,
     obj,
     own,
     promise,
+    public_key,
 )
-from .peer import ECHO, GREETER, PROMISE_RESOLVER
-from .support import SUBJECT, World, world
+from .peer import ECHO, GREETER
+from .support import SUBJECT, World, pair_of, world
 
 WITHDRAW, DEPOSIT = Sym("withdraw-gift"), Sym("deposit-gift")
 GIFT = b"my-gift"
@@ -395,20 +397,26 @@ async def test_a_deposit_of_what_the_exporter_does_not_own(
 
 
 @trio_test_real
-async def test_a_deposit_of_a_third_party_s_object_or_of_a_promise_of_the_exporter(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_a_deposit_of_a_promise_or_of_a_third_party_s_object(caplog: pytest.LogCaptureFixture) -> None:
+    """A promise of the exporter is no object yet; what another peer exports is handed off by that peer."""
     async with world() as found:
         triangle = await Triangle.make(found)
-        third = await found.session("third")
-        vow, resolver = await third.call(await third.fetch(PROMISE_RESOLVER))
-        found.peer.export(ocapn.target(lambda: None), b"unrelated")
-        pair = await triangle.gifter.call(await triangle.gifter.fetch(PROMISE_RESOLVER))
+        gifter = triangle.gifter
+        vow, _ = await pair_of(gifter)
+        third = await found.place("third")
+        session = await third.session(found.uri)
+        give = Rec(
+            "desc:handoff-give", public_key(gifter.peer_key), third.location, b"session", b"side", b"id"
+        )
         with caplog.at_level(logging.WARNING, "ocapn.captp"):
-            await triangle.deposit(gift=own(pair[0]))
-        assert "that this peer exported" in caplog.text
-        await triangle.gifter.nothing_else()
-        assert (vow.label, resolver.label) == ("desc:import-promise", "desc:import-object")
+            await triangle.deposit(gift=vow)
+            await triangle.deposit(gift=envelope(gifter.key, give))
+        assert [record.getMessage().count("that this peer exported") for record in caplog.records] == [1, 1]
+        assert (await session.message_to(BOOTSTRAP)).args[0] == WITHDRAW
+        waiting = await triangle.withdraw(triangle.claim())
+        await triangle.receiver.nothing_else()
+        await triangle.deposit()
+        await triangle.gets_the_gift(waiting)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ from .encoding import (
     public_key,
 )
 from .peer import CAR_FACTORY_BUILDER, ECHO, GREETER
-from .support import FETCH_NONE, world
+from .support import FETCH_NONE, pair_of, world
 
 # op:deliver
 
@@ -351,10 +352,6 @@ VIOLATIONS: dict[str, tuple[list[Rec], str]] = {
         [Rec("op:deliver", BOOTSTRAP, [obj(5)], False, promise(5))],
         "object and as a promise",
     ),
-    "a resolver that was a promise": (
-        [asked(50), Rec("op:listen", answer(50), promise(5), False), sent(BOOTSTRAP, promise(5), obj(5))],
-        "object and as a promise",
-    ),
     "a claim for another than the bootstrap object": ([sent(export(1), claim())], "bootstrap"),
     "a claim without its envelope": (
         [sent(BOOTSTRAP, Sym("withdraw-gift"), claim().fields[0])],
@@ -376,6 +373,21 @@ async def test_a_violation_aborts_with_its_reason(name: str) -> None:
         assert reason in operation.fields[0]
         assert await client.receive_bytes() == b""
         assert not found.peer.sessions
+
+
+@pytest.mark.parametrize("resolver", [obj, promise])
+@trio_test_real
+async def test_a_resolver_that_waits_is_an_object_or_a_promise_and_stays_that(
+    resolver: Callable[[int], Rec],
+) -> None:
+    async with world() as found:
+        client = await found.session()
+        vow, _ = await pair_of(client)
+        await client.send(Rec("op:listen", vow, resolver(70), False))
+        await client.tell(BOOTSTRAP, *FETCH_NONE, resolver(70))
+        await client.nothing_else()
+        await client.tell(BOOTSTRAP, *FETCH_NONE, obj(70) if resolver is promise else promise(70))
+        assert "object and as a promise" in await client.aborted()
 
 
 @trio_test_real

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 
@@ -11,16 +12,7 @@ from ocapn import E
 from tests.support import trio_test_real
 
 from .client import Client, Message
-from .encoding import (
-    BOOTSTRAP,
-    VOID,
-    Rec,
-    Sym,
-    answer,
-    export,
-    obj,
-    own,
-)
+from .encoding import BOOTSTRAP, VOID, Rec, Sym, answer, envelope, export, obj, own, public_key
 from .peer import ECHO
 from .support import World, asked_of, pair_of, world
 
@@ -186,3 +178,77 @@ async def test_order_of_messages_to_one_target_by_different_ways() -> None:
                 await client.ask(hearer, n)
         await client.call(hearer, "last")
         assert heard == ["first", *range(30), "last"]
+
+
+@pytest.mark.parametrize("gives", [False, True], ids=["the peer's own object", "a third party's"])
+@trio_test_real
+async def test_what_was_pipelined_to_our_answer_is_not_overtaken(gives: bool) -> None:
+    """Our answer turns out to live elsewhere: what the peer pipelined to it, we have to forward.
+
+    So the peer asks a second time, and sends nothing directly before that is answered.
+    """
+    heard: list[object] = []
+    held: list[Any] = []
+
+    @ocapn.target
+    def hear(n: object) -> None:
+        heard.append(n)
+
+    @ocapn.target
+    def start(someone: object) -> None:
+        held.append(E(someone)("question"))
+
+    @ocapn.target
+    def send(first: int, last: int) -> None:
+        for n in range(first, last):
+            ocapn.send_only(held[0])(n)
+
+    async with world() as found:
+        for target, swiss in ((hear, b"hear"), (start, b"start"), (send, b"send")):
+            found.peer.export(target, swiss)
+        client = await found.session()
+        hearer, sender = await client.fetch(b"hear"), await client.fetch(b"send")
+        exporter = await found.session("exporter")
+        mine, thing = client.position(), exporter.position()
+        await client.call(await client.fetch(b"start"), obj(mine))
+        question = await client.message_to(export(mine))
+        assert question.answer is not None
+
+        def gift(name: bytes) -> Rec:
+            """What our answer is: the peer's own object, or what a third peer has for it by that gift id."""
+            give = Rec(
+                "desc:handoff-give",
+                public_key(client.peer_key),
+                exporter.place.location,
+                b"session",
+                b"side",
+                name,
+            )
+            return envelope(client.key, give) if gives else hearer
+
+        await client.call(sender, 0, 3)
+        await client.tell(own(question.resolver), Sym("fulfill"), gift(b"first"))
+        pipelined = [await client.next() for _ in range(3)]
+        assert [one.fields[:2] for one in pipelined] == [(answer(question.answer), [n]) for n in range(3)]
+        again = await client.next()
+        assert (again.label, again.fields[0]) == ("op:listen", answer(question.answer))
+        await client.call(sender, 3, 6)
+        await client.nothing_else()
+        assert not heard
+        if not gives:
+            for one in pipelined:
+                await client.tell(hearer, *one.fields[1])
+        await client.tell(own(again.fields[1]), Sym("fulfill"), gift(b"second"))
+        await client.call(sender, 6, 9)
+        if gives:
+            withdrawals = [await exporter.message_to(BOOTSTRAP) for _ in range(2)]
+            assert [message.args[0] for message in withdrawals] == [Sym("withdraw-gift")] * 2
+            for message in withdrawals:
+                await exporter.tell(own(message.resolver), Sym("fulfill"), obj(thing))
+            for n in range(3, 9):
+                operation = await exporter.next()
+                assert operation.fields[1] == [n]
+        else:
+            await client.nothing_else()
+            assert heard == list(range(9))
+        held.clear()

@@ -83,7 +83,9 @@ def shrink(script: Script, fails: Callable[[Script], bool], most: int = 3000) ->
                     if 0 <= value < old[j - 1]:
                         old[j - 1] = value
                         one = (name, old[0], old[1], old[2], old[3])
-                        candidate = attrs.evolve(script, steps=(*script.steps[:i], one, *script.steps[i + 1 :]))
+                        candidate = attrs.evolve(
+                            script, steps=(*script.steps[:i], one, *script.steps[i + 1 :])
+                        )
                         if better(candidate):
                             script, changed = candidate, True
                             break

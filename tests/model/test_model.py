@@ -18,7 +18,9 @@ def scripts(draw: st.DrawFn, *, cuts: bool) -> Script:
     """Few kinds of steps in one script: more of what only many of a kind bring about."""
     kinds = draw(st.lists(st.integers(0, 63), min_size=3, max_size=12))
     steps = draw(
-        st.lists(st.tuples(st.sampled_from(kinds), _numbers, _numbers, _numbers, _numbers), min_size=3, max_size=50)
+        st.lists(
+            st.tuples(st.sampled_from(kinds), _numbers, _numbers, _numbers, _numbers), min_size=3, max_size=50
+        )
     )
     return Script(
         tuple(steps),
@@ -30,21 +32,21 @@ def scripts(draw: st.DrawFn, *, cuts: bool) -> Script:
     )
 
 
-@settings(max_examples=120)
+@settings(max_examples=500)
 @given(scripts(cuts=False))
 def test_peers_do_what_the_shadow_says(script: Script) -> None:
     play(script)
 
 
-@settings(max_examples=80)
+@settings(max_examples=300)
 @given(scripts(cuts=True))
 def test_sessions_may_end_and_nothing_else_is_lost(script: Script) -> None:
     play(script)
 
 
 def test_random_scripts_as_the_campaigns_have_them() -> None:
-    random = Random(1)
-    for _ in range(100):
+    random = Random(7)  # a seed by which the machine found what was wrong with the order, when it was
+    for _ in range(600):
         play(random_script(random))
 
 

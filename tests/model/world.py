@@ -109,7 +109,18 @@ class Thing(Target):
 class Sent:
     """A message, as the shadow sees it."""
 
-    __slots__ = ("answer", "arrived", "before", "lost", "number", "payload", "pick", "plan", "sender", "target")
+    __slots__ = (
+        "answer",
+        "arrived",
+        "before",
+        "lost",
+        "number",
+        "payload",
+        "pick",
+        "plan",
+        "sender",
+        "target",
+    )
 
     def __init__(self, number: int, sender: int, target: object, plan: int, pick: int) -> None:
         self.number = number
@@ -266,9 +277,10 @@ class World:
     def take(self, p: int, value: Any, shadow: object, what: str) -> None:
         """`value` came to peer `p`, where `shadow` ought to: compares, and holds what can be held."""
         if isinstance(shadow, Res):
-            if self.open.get(shadow.node) is not None and shadow.node.home == p:
-                if isinstance(value, Resolver) and value is not self.open[shadow.node]:
-                    self.fail(f"{what}: the resolver that came home is another")
+            original = self.open.get(shadow.node)
+            at_home = original is not None and shadow.node.home == p
+            if at_home and value is not original and not isinstance(value, Promise):
+                self.fail(f"{what}: the resolver that came home is another")
             if not self.ending:
                 self.resolvers[p].append((value, shadow.node))
             return
@@ -332,7 +344,14 @@ class World:
     # Messages
 
     def send(
-        self, p: int, handle: Any, shadow: object, plan: int, pick: int, payload: list[tuple[Any, object]], only: bool
+        self,
+        p: int,
+        handle: Any,
+        shadow: object,
+        plan: int,
+        pick: int,
+        payload: list[tuple[Any, object]],
+        only: bool,
     ) -> tuple[Promise, Answer] | None:
         message = Sent(len(self.messages), p, shadow, plan, pick)
         self.messages.append(message)
@@ -429,7 +448,9 @@ class World:
         elif plan == ONWARD:
             handle, target = self.pick(p, message.pick)
             more = [(v, s) for v, s in zip(payload, message.payload, strict=False) if not isinstance(s, Res)]
-            sent = self.send(p, handle, target, message.pick % 9, message.pick + 1, more, message.answer is None)
+            sent = self.send(
+                p, handle, target, message.pick % 9, message.pick + 1, more, message.answer is None
+            )
             if sent is not None:
                 value, shadow = sent
         return self._resolve_answer(message, value, shadow)
@@ -616,7 +637,9 @@ class World:
         if isinstance(handle, Promise):
             record = Wait(f"peer {p} awaiting {shadow}")
             self.waits.append(record)
-            self.nursery.start_soon(self.wait, p, handle, shadow, record, 0.01 if c % 5 == 4 else float("inf"))
+            self.nursery.start_soon(
+                self.wait, p, handle, shadow, record, 0.01 if c % 5 == 4 else float("inf")
+            )
 
     async def do_part(self, a: int, b: int, c: int, d: int) -> None:
         p = a % self.count
@@ -742,7 +765,7 @@ class World:
             if self.gates or waiting or any(not node.used for node in self.open):
                 continue
             if self.script.cuts:
-                for node, resolver in list(self.open.items()):
+                for resolver in list(self.open.values()):
                     resolver.break_("given up")  # the message with its resolution was lost
                 self.open.clear()
                 await self.quiet()
@@ -843,7 +866,7 @@ OPERATIONS = (
 
 def operation_of(step: Step) -> Callable[[World, int, int, int, int], Awaitable[None]]:
     kind = step[0]
-    return getattr(World, kind) if isinstance(kind, str) else OPERATIONS[kind % len(OPERATIONS)]  # type: ignore[no-any-return]
+    return getattr(World, kind) if isinstance(kind, str) else OPERATIONS[kind % len(OPERATIONS)]
 
 
 def named(script: Script) -> Script:
@@ -854,7 +877,7 @@ def named(script: Script) -> Script:
 def play(script: Script, log: Callable[[str], object] | None = None) -> None:
     """Runs a script, always in the same way. Raises ModelError, or what the peers let escape."""
     run = trio._core._run
-    run._ALLOW_DETERMINISTIC_SCHEDULING = True  # what pytest-trio does under Hypothesis
+    vars(run)["_ALLOW_DETERMINISTIC_SCHEDULING"] = True  # what pytest-trio does under Hypothesis
     run._r.seed(script.seed)
     world = World(script, log)
     logger = logging.getLogger("ocapn")

@@ -510,11 +510,10 @@ class OneCloseClosesAll(WrappedNetlayer):
 
         class Fateful(Wrapped):
             async def aclose(self) -> None:
-                if len(netlayer.channels) < 10:
-                    await self.inner.aclose()
-                else:
-                    for channel in netlayer.channels:
-                        await channel.aclose()
+                closing = list(netlayer.channels) if len(netlayer.channels) > 10 else [self.inner]
+                netlayer.channels.remove(self.inner)
+                for channel in closing:
+                    await channel.aclose()
 
         return Fateful(inner, limits, True)
 

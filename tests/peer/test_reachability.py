@@ -176,16 +176,16 @@ async def test_the_number_of_arguments_is_checked_before_the_method_runs() -> No
     async with linked_peers("a", "b") as (a, b):
         for counts in (Counts(), await far(a, b, Counts())):
             for name, right, wrong, takes in (
-                ("two", [2], [0, 1, 3], "2"),
-                ("some", [1, 2], [0, 3], "1 to 2"),
-                ("any", [1, 2, 9], [0], "at least 1"),
+                ("two", [2], [0, 1, 3], "2 arguments"),
+                ("some", [1, 2], [0, 3], "1 to 2 arguments"),
+                ("any", [1, 2, 9], [0], "at least 1 argument"),
             ):
                 for number in right:
                     assert await E(counts)[name](*range(number)) == name
                 for number in wrong:
                     with pytest.raises(RemoteError) as info:
                         await E(counts)[name](*range(number))
-                    assert str(info.value) == f"{name} takes {takes} arguments, and {number} were given"
+                    assert str(info.value) == f"{name} takes {takes} argument{'s' * (takes != '1')}, {number} given"
 
 
 def test_a_method_that_messages_could_never_call_is_refused_when_it_is_written() -> None:
@@ -217,7 +217,7 @@ async def test_callables_wrapped_by_target_can_be_called() -> None:
         for receiver in (add, await far(a, b, add)):
             assert await E(receiver)(1, 2) == 3
             assert await E(receiver)(1) == 6
-            with pytest.raises(RemoteError, match="add takes 1 to 2 arguments, and 3 were given"):
+            with pytest.raises(RemoteError, match="add takes 1 to 2 arguments, 3 given"):
                 await E(receiver)(1, 2, 3)
         for receiver in (later, await far(a, b, later)):
             assert await E(receiver).name(1) == [Symbol("name"), 1]
