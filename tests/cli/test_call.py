@@ -81,7 +81,7 @@ def test_a_function_takes_the_arguments_alone(
     assert run(capsys, "call", uris["later"], "-", "[1.5]") == (0, "[1.5]\n", "")
     code, _, err = run(capsys, "call", uris["add"])
     assert code == ExitCode.FAILED
-    assert "add takes 2 arguments, and 0 were given" in err
+    assert "add takes 2 arguments, 0 given" in err
 
 
 def test_options_may_stand_anywhere_and_end_with_two_dashes(
