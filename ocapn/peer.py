@@ -18,7 +18,7 @@ import trio
 
 from ocapn.captp.bootstrap import FETCH
 from ocapn.captp.delivery import LocalTarget, PromiseHandle, RefHandle, crossing
-from ocapn.captp.handshake import Handshake, Refused
+from ocapn.captp.handshake import Crossed, Handshake
 from ocapn.captp.node import LATER, Node, Turn
 from ocapn.captp.passing import copy_result, describe
 from ocapn.captp.session import LARGE
@@ -406,7 +406,7 @@ class Peer:
             connection = await self._dialled(locator)
         except OCapNError as error:
             wanted = self._wanted.get(locator)
-            if wanted is not None and isinstance(error, (Aborted, Refused, Disconnected)):
+            if wanted is not None and isinstance(error, (Aborted, Crossed, Disconnected)):
                 # It may have lost to a connection from the other side that is on its way (crossed hellos).
                 with trio.move_on_after(_CROSSING):
                     await wanted.settled.wait()
@@ -438,7 +438,7 @@ class Peer:
                     await connection.shake_hands(handshake)
                     return connection
                 raise ConnectFailed(f"{locator.uri} did not answer within {self.limits.handshake:g} s")
-            raise Refused("crossed hellos: the other connection is the session")
+            raise Crossed("crossed hellos: the other connection is the session")
         finally:
             if self._node.dials.get(locator) is handshake:
                 del self._node.dials[locator]
@@ -565,7 +565,8 @@ async def open_peer(
     """Runs a peer for as long as the block: `async with ocapn.open_peer(netlayers=[...]) as peer:`.
 
     It listens on every netlayer that can. `dialect` is how to write to peers that have not shown what they read:
-    "2026-02", "2026-02-singular-gc" or "2026-01", by default the newest; `dialects` says so for single peers.
+    "2026-02", "2026-02-text-order", "2026-02-singular-gc" or "2026-01" (spec/wire.md), by default the newest, adapting;
+    `dialects` says so for single peers.
     On leaving, sessions end with op:abort after what is queued was flushed (at most `limits.closing` seconds), then
     running methods are cancelled.
 

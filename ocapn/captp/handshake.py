@@ -74,6 +74,10 @@ class Refused(RemoteProtocolError):
     """The connection does not become a session; the text is the reason for op:abort."""
 
 
+class Crossed(Refused):
+    """Another connection with the same peer becomes the session."""
+
+
 @final
 class Handshake:
     """One connection until it is a session. What `outbound` holds is to be sent, in order.
@@ -121,7 +125,7 @@ class Handshake:
     def _under_way(self) -> None:
         """Raises Refused once the connection was dropped: a message may have been on its way to us then."""
         if self.state is State.ENDED:
-            raise Refused("the connection was dropped for another")
+            raise Crossed("crossed hellos: the other connection is the session")
 
     def read(self, message: bytes) -> StartSession:
         """The other side's op:start-session, checked but not yet judged. Raises Refused, Aborted, DecodeError."""
@@ -172,7 +176,7 @@ class Handshake:
         if dial is not None:
             # A dial that has not sent its hello is dropped: the other side could not reach the same verdict.
             if not dial.outbound and dial.key.public_id > public_id(start.public_key):
-                raise Refused("crossed hellos: the other connection is the session")
+                raise Crossed("crossed hellos: the other connection is the session")
             dial.drop("crossed hellos: the other connection is the session")
         if self.dialled is None:
             self._send_start()

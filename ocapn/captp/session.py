@@ -97,7 +97,9 @@ class Session:
         "_handoff_counts",
         "_handoff_floor",
         "_large_answers",
+        "_many_watchers",
         "_parts",
+        "_spent",
         "_watchers",
         "authenticated",
         "bootstrap",
@@ -161,6 +163,10 @@ class Session:
         self.withdrawing = 0  # gifts that the peer gave us, and to whose exporters we are connecting
         self.reading = 0  # size of the message being received
         self.counters = [0, 0, 0, 0]  # messages and bytes received, messages and bytes sent
+        #: Stands in the exports table for resolvers that were used.
+        self._spent = RemoteVow(self, ANSWER, 0, b"")
+        self._spent.state = BROKEN
+        self._spent.released = True
         self._bootstrap = Bootstrap(self)
         self._decoder = Decoder(node.limits, OPERATIONS)
         self._encoder = Encoder(node.limits, self._write_reference, form.text_order)
@@ -171,6 +177,7 @@ class Session:
         self._handoff_floor = 0  # every count below it is used
         self._large_answers: dict[int, int] = {}  # answers to large messages: position to size
         self._watchers: list[Vow] = []
+        self._many_watchers = 64  # from which on it is looked which of them are still wanted
         node.add_session(self)
 
     def __repr__(self) -> str:
@@ -261,6 +268,10 @@ class Session:
             except RemoteError as error:
                 self._failed(answer, error)
             else:
+                if target.state != PENDING:
+                    self.tables.exports[
+                        position
+                    ].value = self._spent  # a peer that never returns it must not keep the value alive
                 if answer is not None:
                     answer.resolve(None)
         else:
@@ -638,6 +649,9 @@ class Session:
         vow = Vow(self.node)
         if self.ended is None:
             self._watchers.append(vow)
+            if len(self._watchers) > self._many_watchers:
+                self._watchers = [one for one in self._watchers if one is vow or one.held]
+                self._many_watchers = 2 * len(self._watchers) + 64
         else:
             vow.resolve(self.ended)
         return vow
@@ -701,6 +715,8 @@ def _vow_state(vow: Vow) -> str:
 
 def _describe(value: object) -> str:
     if isinstance(value, RemoteVow):
+        if not value.position:
+            return "resolver, used"
         return f"resolver of answer {value.position}" if value.kind == ANSWER else "resolver of a promise"
     if isinstance(value, PromiseHandle):
         return f"promise, {_vow_state(value._vow)}"

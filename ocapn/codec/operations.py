@@ -524,14 +524,18 @@ class Form:
 
 
 #: The dialects by name; None, the default of a peer, is the newest form, adapting to what the peer shows.
-DIALECTS: Final = ("2026-02", "2026-02-singular-gc", "2026-01")
+DIALECTS: Final = ("2026-02", "2026-02-text-order", "2026-02-singular-gc", "2026-01")
 
 
 def form_of(dialect: str | None) -> Form:
     """The forms of a dialect. Raises ValueError for an unknown name."""
     if dialect is not None and dialect not in DIALECTS:
         raise ValueError(f"no dialect is called {dialect!r}; there are {', '.join(DIALECTS)}")
-    return Form(dialect == "2026-01", dialect in ("2026-01", "2026-02-singular-gc"))
+    return Form(
+        old_deliver=dialect == "2026-01",
+        old_gc=dialect in ("2026-01", "2026-02-singular-gc"),
+        text_order=dialect == "2026-02-text-order",
+    )
 
 
 def write_start_session(encoder: Encoder, operation: StartSession) -> bytes:
