@@ -112,6 +112,7 @@ class Peer:
             invoke=self._invoke,
             connect=self._connect,
             wake=self._wake,
+            wake_from_finaliser=self._wake_from_finaliser,
             collect_soon=self._collect_soon,
         )
 
@@ -202,11 +203,14 @@ class Peer:
     # Turns
 
     def _wake(self) -> None:
-        """There is something to do. May be called by finalisers, in any thread."""
-        if threading.get_ident() == self._node.thread:
-            if not self.busy:
-                self._wakeup.set()
-        elif not self._wake_queued and self._token is not None:
+        """There is something to do."""
+        if not self.busy:
+            self._wakeup.set()
+
+    def _wake_from_finaliser(self) -> None:
+        """There is something to release. Finalisers run in any thread, and in the middle of anything, trio's own
+        bookkeeping included: this is the one way to tell trio that is safe there."""
+        if not self._wake_queued and self._token is not None:
             self._wake_queued = True
             try:
                 self._token.run_sync_soon(self._woken)

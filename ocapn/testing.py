@@ -517,6 +517,9 @@ async def _jam(stage: _Stage, sender: Channel, receiver: Channel, complete_first
         expected += batch[:taken]
         if taken < len(batch) or sender.unsent:
             break
+    if not sender.unsent:  # then all of it is on its way
+        await stage.expect(receiver, expected)
+        expected = []
 
     async def send_on() -> None:
         if complete_first and sender.unsent:

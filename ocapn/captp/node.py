@@ -92,9 +92,9 @@ class Node:
 
     Given to it: `now` (seconds, monotonic), `random` (that many random bytes), `make_ref` and `make_promise`
     (application handles), `invoke` (delivers a turn and returns the result, or LATER; raises what the method
-    raises), `connect` (a session to a locator, told to the callback), `wake` (there is something to do; may be
-    called from any thread and from finalisers), `collect_soon` (there is garbage to tell other peers of: call
-    `collect_sessions` in a moment, so that it goes in few messages).
+    raises), `connect` (a session to a locator, told to the callback), `wake` (there is something to do),
+    `wake_from_finaliser` (likewise, called in any thread, in the middle of anything), `collect_soon` (there is
+    garbage to tell other peers of: call `collect_sessions` in a moment, so that it goes in few messages).
     """
 
     def __init__(
@@ -108,6 +108,7 @@ class Node:
         invoke: Invoke,
         connect: Connect,
         wake: Callable[[], None],
+        wake_from_finaliser: Callable[[], None],
         collect_soon: Callable[[], None],
     ) -> None:
         self.limits = limits
@@ -118,6 +119,7 @@ class Node:
         self.invoke = invoke
         self.connect = connect
         self.wake = wake
+        self.wake_from_finaliser = wake_from_finaliser
         self.collect_soon = collect_soon
         #: Identifier of the thread that the node is used from.
         self.thread = 0
@@ -292,7 +294,7 @@ class Node:
         self._finalised.append(item)
         if not self._collecting:
             self._collecting = True
-            self.wake()
+            self.wake_from_finaliser()
 
     def collect(self) -> None:
         """Releases what finalisers reported."""

@@ -205,8 +205,14 @@ HEADS: Final = {
     "a string": (b'3"abc', "a frame begins with its length in decimal digits and a colon"),
     "an empty frame": (b"0:", "an empty frame holds no message"),
     "spaces": (b" 3:abc", "a frame begins with its length in decimal digits and a colon"),
-    "an HTTP request": (b"GET / HTTP/1.1\r\n\r\n", "a frame begins with its length in decimal digits and a colon"),
-    "a TLS hello": (b"\x16\x03\x01\x02\x00\x01\x00", "a frame begins with its length in decimal digits and a colon"),
+    "an HTTP request": (
+        b"GET / HTTP/1.1\r\n\r\n",
+        "a frame begins with its length in decimal digits and a colon",
+    ),
+    "a TLS hello": (
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        "a frame begins with its length in decimal digits and a colon",
+    ),
 }
 
 
@@ -271,7 +277,10 @@ async def test_the_size_of_a_message_of_a_session(excess: int) -> None:
 TOO_MUCH: Final = {
     "lists 100,000 deep": (b"[" * 100_000 + b"]" * 100_000, "nested more than 64 deep"),
     "structs 100,000 deep": (b'{1"a' * 100_000 + b"t" + b"}" * 100_000, "nested more than 64 deep"),
-    "records 100,000 deep": (b"<11'desc:tagged1't" * 50_000 + b"t" + b">" * 50_000, "nested more than 64 deep"),
+    "records 100,000 deep": (
+        b"<11'desc:tagged1't" * 50_000 + b"t" + b">" * 50_000,
+        "nested more than 64 deep",
+    ),
     "lists that never close": (b"[" * 100_000, "nested more than 64 deep"),
     "an integer of a million digits": (b"9" * 1_000_000 + b"+", "an integer of more than 256 digits"),
     "a negative one": (b"9" * 1_000_000 + b"-", "an integer of more than 256 digits"),

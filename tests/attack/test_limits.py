@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import logging
+import time
 import tracemalloc
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Final
 
 import pytest
@@ -20,10 +22,10 @@ from ocapn.model import values
 from tests.conformance.client import Client
 from tests.conformance.encoding import (
     BOOTSTRAP,
+    Raw,
     Rec,
     Sym,
     answer,
-    descriptors,
     encode,
     export,
     obj,
@@ -32,7 +34,7 @@ from tests.conformance.encoding import (
 )
 from tests.support import trio_test_real
 
-from .support import PATIENCE, VICTIM, Scene, aborted, ask, call, frame, scene
+from .support import PATIENCE, VICTIM, Scene, aborted, call, frame, scene
 
 FEW: Final = 50
 
@@ -105,8 +107,8 @@ async def test_listening_without_end(to: str, resolvers: str) -> None:
     slots = 5_000
     async with scene(Limits(slots=slots, answers=2 * slots, running_methods=2 * slots)) as here:
         client = await here.attacker()
-        there = own(await client.fulfilled(await client.ask(VICTIM, Sym("promise"))))
-        target = there if to == "a promise" else answer(2)
+        there, _ = await client.call(VICTIM, Sym("pair"))
+        target = own(there) if to == "a promise" else answer(2)
         await client.send(call("promise", position=2))
         operations = []
         for number in range(slots + 1):
@@ -115,8 +117,7 @@ async def test_listening_without_end(to: str, resolvers: str) -> None:
                 operations.append(call("promise", resolver=resolver))
             else:
                 operations.append(Rec("op:listen", target, resolver, False))
-        sender = client.send_unframed(frame(*operations))
-        await sender
+        await client.send_unframed(frame(*operations))
         await aborted(client, f"more than {slots} references in one session")
         gc.collect()
         assert all(len(promise._vow.waiting or ()) <= slots for promise, _ in here.victim.promises)
@@ -127,8 +128,8 @@ async def test_listening_a_million_times_on_one_promise() -> None:
     """With the limits as they are."""
     async with scene() as here:
         client = await here.attacker()
-        there = own(await client.fulfilled(await client.ask(VICTIM, Sym("promise"))))
-        some = frame(*[Rec("op:listen", there, obj(1_000), False)] * 1_000)
+        there, _ = await client.call(VICTIM, Sym("pair"))
+        some = frame(*[Rec("op:listen", own(there), obj(1_000), False)] * 1_000)
         reasons: list[str] = []
 
         async def read() -> None:
@@ -138,7 +139,10 @@ async def test_listening_a_million_times_on_one_promise() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(read)
             for _ in range(1_000):
-                await client.send_unframed(some)
+                try:
+                    await client.send_unframed(some)
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    break  # the peer has closed it
             await trio.sleep_forever()
         assert reasons
 
@@ -173,7 +177,9 @@ async def test_the_bytes_behind_answers() -> None:
         large = bytes(100_000)
         outcomes = []
         for position in range(100, 120):
-            outcomes.append(await client.outcome(await client.ask(VICTIM, Sym("echo"), large, answer=position)))
+            outcomes.append(
+                await client.outcome(await client.ask(VICTIM, Sym("echo"), large, answer=position))
+            )
         verbs = [verb for verb, _ in outcomes]
         assert verbs == ["fulfill"] * 10 + ["break"] * 10
         assert "too many bytes are kept for answers that are not released" in outcomes[-1][1].fields[0]
@@ -274,7 +280,9 @@ async def test_messages_behind_a_promise_that_was_asked_for_twice() -> None:
         await other.send(call("keep", promise(70)))
         await here.victim.until_heard("friend", 2)
         client = await here.attacker()
-        await client.send(call("kept", position=2), call("note", "attacker", 1, to=answer(2), resolver=obj(900)))
+        await client.send(
+            call("kept", position=2), call("note", "attacker", 1, to=answer(2), resolver=obj(900))
+        )
         message = await other.message_to(export(70))
         assert message.args == [Sym("note"), "attacker", 1]
         while (operation := await other.next()).label != "op:listen":
@@ -344,7 +352,9 @@ async def test_withdrawals_of_gifts_that_never_come() -> None:
         for number in range(FEW + 20):
             give = gifter.give(client.public_key, client, b"gift %d" % number)
             claim = client.claim(client.key, give, number)
-            await client.send(Rec("op:deliver", BOOTSTRAP, [Sym("withdraw-gift"), claim], 100 + number, False))
+            await client.send(
+                Rec("op:deliver", BOOTSTRAP, [Sym("withdraw-gift"), claim], 100 + number, False)
+            )
         error = await client.broken(await client.listen(answer(100 + FEW), False))
         assert error.fields[0] == "50 withdrawals wait already, the limit of a session"
         assert here.session(client).stats()["withdrawals_waiting"] == FEW
@@ -375,7 +385,9 @@ async def test_gives_that_name_exporters_without_end() -> None:
                 location = Rec("ocapn-peer", Sym("tcp-testing-only"), f"exporter {number}", hints)
                 give = client.give(client.peer_key, client, b"gift", location=location)
                 await client.send(call("drop", give, position=100 + number))
-            await client.send(call("echo", client.give(client.peer_key, client, b"g", location=location), position=99))
+            await client.send(
+                call("echo", client.give(client.peer_key, client, b"g", location=location), position=99)
+            )
             part = Rec("op:index", answer(99), 0, 98)
             await client.send(part)
             error = await client.broken(await client.listen(answer(98), False))
@@ -418,7 +430,9 @@ async def test_handoff_counts_out_of_order_and_used_twice() -> None:
             gift_id = b"gift %d" % number
             await gifter.tell(BOOTSTRAP, Sym("deposit-gift"), gift_id, gift)
             give = gifter.give(client.public_key, client, gift_id)
-            resolver = await client.ask(BOOTSTRAP, Sym("withdraw-gift"), client.claim(client.key, give, count))
+            resolver = await client.ask(
+                BOOTSTRAP, Sym("withdraw-gift"), client.claim(client.key, give, count)
+            )
             verb, value = await client.outcome(resolver)
             if number < 4:
                 assert verb == "fulfill"
@@ -431,47 +445,51 @@ async def test_handoff_counts_out_of_order_and_used_twice() -> None:
 # Caches
 
 
-def _some(kind: str, start: int, count: int) -> list[object]:
+def _some(kind: str, start: int, count: int) -> bytes:
+    """A message with so many of them."""
     if kind == "symbols":
-        return [Sym(f"{number:x}") for number in range(start, start + count)]
-    locator = Rec("ocapn-peer", Sym("m"), "d", False)
-    return [Rec("ocapn-sturdyref", locator, b"%x" % number) for number in range(start, start + count)]
+        one = b"5'%05x"
+    else:
+        one = b"<15'ocapn-sturdyref<10'ocapn-peer1'm1\"df>5:%05x>"
+    many = b"".join([one % number for number in range(start, start + count)])
+    return encode(call("drop", Raw(many)))
 
 
-@pytest.mark.parametrize(("kind", "total", "piece"), [("symbols", 1 << 20, 1 << 17), ("sturdyrefs", 1 << 16, 1 << 14)])
+@pytest.mark.parametrize(("kind", "total"), [("symbols", 1 << 18), ("sturdyrefs", 1 << 15)])
 @trio_test_real
-async def test_tiny_values_without_end(kind: str, total: int, piece: int) -> None:
+async def test_tiny_values_without_end(kind: str, total: int) -> None:
     """None is kept for longer than its message, but for as many symbols as the cache has room for."""
-    frames = [frame(call("drop", *_some(kind, start, piece))) for start in range(0, total, piece)]
+    piece = 1 << 12
     async with scene() as here:
         client = await here.attacker()
-        await client.call(VICTIM, Sym("drop"), *_some(kind, 0, piece))
+        await client.send_unframed(frame(_some(kind, 0, piece)))
+        await client.nothing_else()
         gc.collect()
         before = len(values._symbols)
-        tracemalloc.start()
-        try:
-            for one in frames[1:]:
-                await client.send_unframed(one)
-                await client.nothing_else()
-            gc.collect()
-            kept, _ = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
+        for start in range(piece, total, piece):
+            if start == total - piece:
+                gc.collect()
+                tracemalloc.start()
+            await client.send_unframed(frame(_some(kind, start, piece)))
+        await client.nothing_else()
+        gc.collect()
+        kept, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
         assert len(syrup._symbols) <= 2048
         assert len(values._symbols) <= before + 2048
-        assert kept < 2 << 20
+        assert kept < 64 << 10
         await client.end()
 
 
 # Chains
 
 
-@pytest.mark.parametrize("length", [5_000, 9_900])
 @pytest.mark.parametrize("kind", ["parts", "calls"])
 @pytest.mark.parametrize("end", ["data", "broken", "a promise of the attacker", "an object of the attacker"])
 @trio_test_real
-async def test_a_long_chain_of_answers(kind: str, length: int, end: str) -> None:
+async def test_a_long_chain_of_answers(kind: str, end: str) -> None:
     """Each is asked of the one before, and the first is known last: no step may recurse."""
+    length = 4_000 if "attacker" in end else 9_900
     async with scene() as here:
         client = await here.attacker()
         there, resolver = await client.call(VICTIM, Sym("pair"))
@@ -493,11 +511,12 @@ async def test_a_long_chain_of_answers(kind: str, length: int, end: str) -> None
         await client.send(Rec("op:deliver", own(resolver), what, False, False))
         if "attacker" in end and not (kind == "parts" and "object" in end):
             asked = 0
+            target = export(50)
             while asked < length:  # all of it is asked of the attacker now, in order
                 operation = await client.receive()
                 if operation.label in ("op:get", "op:deliver"):
-                    assert operation.fields[0] == (export(50) if asked == 0 else answer(last))
-                    last = operation.fields[2]
+                    assert operation.fields[0] == target
+                    target = answer(operation.fields[2])
                     asked += 1
         else:
             verb, _ = await client.outcome(await client.listen(answer(99 + length), False))
@@ -521,9 +540,10 @@ async def test_a_chain_of_100000_promises(front_to_back: bool) -> None:
     length = 100_000
     async with scene() as here:
         promises, resolvers = _chain(length, front_to_back)
-        with trio.fail_after(PATIENCE):
-            ends = {id(one._vow.end()) for one in reversed(promises)}
+        began = time.perf_counter()
+        ends = {id(one._vow.end()) for one in reversed(promises)}
         assert len(ends) == 1
+        assert time.perf_counter() - began < PATIENCE  # it would be hours
         resolvers[-1].fulfill(7)
         assert await promises[0] == 7
         assert await promises[length // 2] == 7
@@ -549,7 +569,7 @@ async def test_a_queue_that_is_moved_from_promise_to_promise() -> None:
         )
         await until(lambda: here.session(client).stats()["messages_on_promises"] == 10_000)
         waiting = None
-        for (_, resolver), (following, _) in zip(pairs, pairs[1:], strict=False):
+        for (_, resolver), (following, _) in pairwise(pairs):
             resolver.fulfill(following)
             vow: Vow = following._vow
             assert vow.waiting is not None
@@ -559,8 +579,3 @@ async def test_a_queue_that_is_moved_from_promise_to_promise() -> None:
         await here.victim.until_heard("attacker", 10_000)
         assert here.victim.heard["attacker"] == list(range(10_000))
         await client.end()
-
-
-def test_descriptors_of_the_client_are_those_of_the_messages() -> None:
-    assert list(descriptors(call("drop", obj(5)))) == [VICTIM, obj(5)]
-    assert encode(ask(1)).startswith(b"<10'op:deliver")

@@ -170,7 +170,14 @@ async def test_fields_of_the_wrong_type(name: str) -> None:
 
 NEVER: Final = 77
 #: What is no position, anywhere.
-NO_POSITION: Final = {"negative": -1, "2^63": 2**63, "2^200": 2**200, "float": 1.0, "string": "1", "true": True}
+NO_POSITION: Final = {
+    "negative": -1,
+    "2^63": 2**63,
+    "2^200": 2**200,
+    "float": 1.0,
+    "string": "1",
+    "true": True,
+}
 #: Every place where a position stands, and the reason when nothing is there.
 PLACES: Final[dict[str, tuple[Any, str | None]]] = {
     "deliver to export": (lambda n: Rec("op:deliver", export(n), [], False, False), "export"),
@@ -226,7 +233,9 @@ async def test_positions_where_nothing_is(place: str, position: int) -> None:
     await attack(frame(make(position)), f"{reason} {position}")
 
 
-@pytest.mark.parametrize("place", [place for place, (_, reason) in PLACES.items() if reason and "export" in reason])
+@pytest.mark.parametrize(
+    "place", [place for place, (_, reason) in PLACES.items() if reason and "export" in reason]
+)
 @trio_test_real
 async def test_an_export_that_was_returned(place: str) -> None:
     make, reason = PLACES[place]
@@ -239,7 +248,9 @@ async def test_an_export_that_was_returned(place: str) -> None:
         assert here.victim.heard["attacker"] == [1]
 
 
-@pytest.mark.parametrize("place", [place for place, (_, reason) in PLACES.items() if reason and "answer" in reason])
+@pytest.mark.parametrize(
+    "place", [place for place, (_, reason) in PLACES.items() if reason and "answer" in reason]
+)
 @trio_test_real
 async def test_an_answer_that_was_released(place: str) -> None:
     make, reason = PLACES[place]
@@ -349,7 +360,11 @@ async def test_gc_of_the_bootstrap_object_changes_nothing() -> None:
     async with scene() as here:
         client = await here.attacker()
         await client.send_unframed(
-            frame(Rec("op:gc-exports", [0, 0], [1, 2**63 - 1]), ask(5), call("note", "attacker", 1, to=answer(5)))
+            frame(
+                Rec("op:gc-exports", [0, 0], [1, 2**63 - 1]),
+                ask(5),
+                call("note", "attacker", 1, to=answer(5)),
+            )
         )
         await here.victim.until_heard("attacker", 1)
         await client.end()
@@ -440,7 +455,7 @@ async def test_a_handoff_receive_to_an_application_object(where: str) -> None:
         if where == "answer":
             operation = call("drop", claim, position=3)
         elif where == "resolver":
-            resolver = export((await _question(client)))
+            resolver = export(await _question(client))
             operation = Rec("op:deliver", resolver, [Sym("fulfill"), claim], False, False)
         else:
             operation = call("drop", claim if where == "argument" else [{"a": claim}])

@@ -58,7 +58,10 @@ async def test_a_changed_start_session_on_the_wire(fifteenth: int) -> None:
         at = fifteenth * len(start) // 15
         await client.send_unframed(frame(start[:at] + bytes([start[at] ^ 0x01]) + start[at + 1 :]))
         reason = await aborted(client, "")
-        assert "malformed at byte" in reason or "the signature of the location is not by the session key" in reason
+        assert (
+            "malformed at byte" in reason
+            or "the signature of the location is not by the session key" in reason
+        )
         assert len(here.peer.sessions) == 1
 
 
@@ -108,7 +111,9 @@ class Handoff:
         session = self.at_receiver.b
         position = self._asked
         self._asked += 1
-        message = Rec("op:deliver", Rec("desc:export", 0), [Sym("withdraw-gift"), Raw(claim)], position, False)
+        message = Rec(
+            "op:deliver", Rec("desc:export", 0), [Sym("withdraw-gift"), Raw(claim)], position, False
+        )
         try:
             session.receive(encode(message))
         except RemoteProtocolError:
@@ -139,7 +144,8 @@ def test_a_handoff_give_with_any_byte_changed_that_its_receiver_signed() -> None
     handoff = Handoff()
     give = handoff.give()
     outcomes = {
-        handoff.withdraw(handoff.claim(message, count)) for count, message in enumerate(changed(give), start=1)
+        handoff.withdraw(handoff.claim(message, count))
+        for count, message in enumerate(changed(give), start=1)
     }
     assert outcomes == {"refused", "broken"}
     handoff.check()
@@ -152,7 +158,7 @@ def test_no_change_of_an_operation_is_more_than_refused(name: str) -> None:
     random = Random(name)
     data = OPERATIONS[name]
     refused = taken = 0
-    link, side, session = _session()
+    side, session = _session()
     for i in range(len(data)):
         for byte in random.sample(range(256), 5):
             message = data[:i] + bytes([byte]) + data[i + 1 :]
@@ -160,12 +166,12 @@ def test_no_change_of_an_operation_is_more_than_refused(name: str) -> None:
                 session.receive(message)
             except Aborted:
                 taken += 1
-                link, side, session = _session()
+                side, session = _session()
             except RemoteProtocolError:
                 refused += 1
                 side.run()
                 session.check()
-                link, side, session = _session()
+                side, session = _session()
             else:
                 taken += 1
                 side.run()
@@ -174,7 +180,7 @@ def test_no_change_of_an_operation_is_more_than_refused(name: str) -> None:
     assert taken or name not in ("deliver-fetch", "abort")
 
 
-def _session() -> tuple[Link, Side, Session]:
+def _session() -> tuple[Side, Session]:
     """A session of a side that has exported and was asked a few things."""
     one, other = Side("one"), Side("other")
     link = Link(one, other)
@@ -182,4 +188,4 @@ def _session() -> tuple[Link, Side, Session]:
         exported(link.b, Box(answer=number))
     promise, _ = other.promise()
     exported(link.b, promise)
-    return link, other, link.b
+    return other, link.b

@@ -59,6 +59,7 @@ class Side:
             invoke=self._invoke,
             connect=self._connect,
             wake=lambda: None,
+            wake_from_finaliser=lambda: None,
             collect_soon=lambda: None,
         )
         self.node.own = [self.location]

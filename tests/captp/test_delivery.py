@@ -89,16 +89,18 @@ def test_settling_tells_in_order() -> None:
     """What waited first is told first, also across promises that one settling settles."""
     side = Side("a")
     notes: list[str] = []
-    first, second, third = (Vow(side.node) for _ in range(3))
+    first, second, other, third = (Vow(side.node) for _ in range(4))
     first.add(Note("first 1", notes))
     first.add(Message([1], second, None))
+    first.add(Message([2], other, None))
     first.add(Note("first 2", notes))
+    other.add(Note("other", notes))
     second.add(Note("second 1", notes))
     second.add(Message([1], third, None))
     second.add(Note("second 2", notes))
     third.add(Note("third", notes))
     first.break_with(RemoteError("no"))
-    assert notes == ["first 1", "first 2", "second 1", "second 2", "third"]
+    assert notes == ["first 1", "first 2", "second 1", "second 2", "other", "third"]
 
 
 def test_a_follower_takes_its_queue_along_in_order() -> None:
@@ -165,7 +167,8 @@ def test_a_promise_that_goes_round_between_two_peers_breaks() -> None:
     assert their_vow.end().state == BROKEN
 
 
-def test_a_broken_promise_keeps_no_frames_alive() -> None:
+@pytest.mark.parametrize("chained", [True, False])
+def test_a_broken_promise_keeps_no_frames_alive(chained: bool) -> None:
     """An error that was raised carries a traceback, and that every argument of every frame: remote references too."""
     side = Side("a")
 
@@ -173,6 +176,8 @@ def test_a_broken_promise_keeps_no_frames_alive() -> None:
         pass
 
     def raises(held: Held) -> None:
+        if not chained:
+            raise RemoteError("outer")
         try:
             raise ValueError("inner")
         except ValueError as inner:

@@ -6,6 +6,7 @@ import gc
 import weakref
 
 import pytest
+import trio
 
 import ocapn
 from ocapn import E
@@ -53,3 +54,17 @@ async def test_watching_often_keeps_only_what_is_wanted() -> None:
 def test_the_dialect_of_text_order() -> None:
     form = form_of("2026-02-text-order")
     assert (form.old_deliver, form.old_gc, form.text_order) == (False, False, True)
+
+
+@trio_test
+async def test_a_finaliser_does_not_touch_the_run_queue() -> None:
+    """The cyclic collector may run inside trio's own bookkeeping, where rescheduling a task would lose tasks."""
+    async with linked_peers("a", "b") as (a, b):
+        ref = await b.enliven(a.export(Giver()))
+        await quiet(a, b)
+        runnable = trio.lowlevel.current_statistics().tasks_runnable
+        del ref
+        assert b._node._finalised
+        assert trio.lowlevel.current_statistics().tasks_runnable == runnable
+        await quiet(a, b)
+        assert b.sessions[0].stats()["imports"] == 0

@@ -166,12 +166,13 @@ async def test_one_direction_is_held_alone(forth_held: bool) -> None:
     assert await held.receive(1) == [b"forth" if forth_held else b"back"]
 
 
+@pytest.mark.parametrize("forth_first", [False, True])
 @trio_test
-async def test_holding_one_direction_after_the_other_holds_both() -> None:
+async def test_holding_one_direction_after_the_other_holds_both(forth_first: bool) -> None:
     network = MemoryNetwork()
     near, far, link = await linked(network)
-    link.hold(b_to_a=False)
-    link.hold(a_to_b=False)
+    link.hold(a_to_b=forth_first, b_to_a=not forth_first)
+    link.hold(a_to_b=not forth_first, b_to_a=forth_first)
     await near.send([b"forth"])
     await far.send([b"back"])
     for channel in (near, far):
@@ -434,8 +435,8 @@ async def test_connections_not_yet_accepted_end_with_the_listener() -> None:
 
 @trio_test
 async def test_a_listener_that_does_not_accept_is_full_some_day(monkeypatch: pytest.MonkeyPatch) -> None:
-    open_memory_channel = trio.open_memory_channel
-    small = {Channel: lambda size: open_memory_channel[Channel](2)}
+    backlog = trio.open_memory_channel[Channel](2)
+    small = {Channel: lambda size: backlog}
     with monkeypatch.context() as patched:
         patched.setattr(trio, "open_memory_channel", small)
         network = MemoryNetwork()
