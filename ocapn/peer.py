@@ -315,7 +315,7 @@ class Peer:
             result = copy_result(await coroutine, self.limits)
         except Exception as error:
             if answer is None:
-                self._node.log_lost(error)
+                self._node.log_lost(error, turn.source)
             else:
                 answer.break_with(crossing(error))
         except trio.Cancelled:

@@ -181,7 +181,7 @@ class Message(Sent):
         if self.answer is not None:
             self.answer.break_with(value)
         else:
-            node.log_lost(value)
+            node.log_lost(value, self.source)
 
     def forward(self, vow: RemoteVow) -> None:
         if self.let_go() != _DROPPED:
@@ -199,7 +199,7 @@ class Message(Sent):
                 answer.resolve(session.deliver(recipient, self.args, forwarded=forwarded).handle())
         except OCapNError as error:
             if answer is None:
-                session.node.log_lost(error)
+                session.node.log_lost(error, self.source)
             else:
                 answer.break_with(error)
 

@@ -13,7 +13,7 @@ The state of a connection, as a table (also in spec/wire.md):
     LISTENING    abort received   ENDED        nothing
     LIVE         start again      ENDED        op:abort
     LIVE         abort received   ENDED        nothing
-    LIVE         dropped          ENDED        op:abort
+    LIVE         dropped          ENDED        op:abort; nothing if the connection is gone or silent
 
 Anything else that arrives before LIVE refuses the connection; nothing arrives after ENDED.
 """

@@ -82,6 +82,8 @@ class TurnResult:
 Invoke = Callable[[Turn], object]
 Connect = Callable[[PeerLocator, Callable[["Session | OCapNError"], None]], None]
 
+#: Failed messages of one session that are logged in a minute.
+_LOST: Final = 100
 #: Ended sessions remembered for handoffs. Beyond it the oldest goes first.
 _MAX_PAST: Final = 10_000
 
@@ -240,7 +242,7 @@ class Node:
                 result = target.call(turn.args) if isinstance(target, CoreTarget) else self.invoke(turn)
             except Exception as error:
                 if answer is None:
-                    self.log_lost(error)
+                    self.log_lost(error, source)
                 else:
                     log.debug("a method raised", exc_info=error)
                     answer.break_with(crossing(error))
@@ -280,8 +282,20 @@ class Node:
         finally:
             self._settling = False
 
-    def log_lost(self, error: BaseException) -> None:
-        """An error that nobody asked to be told."""
+    def log_lost(self, error: BaseException, source: Session | None) -> None:
+        """An error that nobody asked to be told. `source` is the session whose message failed, if it came in.
+
+        Of one session only so many are written a minute, or a peer could fill the disk with them.
+        """
+        if source is not None:
+            minute = self.now() // 60
+            if source.lost[0] != minute:
+                source.lost = [minute, 0]
+            source.lost[1] += 1
+            if source.lost[1] > _LOST:
+                if source.lost[1] == _LOST + 1:
+                    log.warning("many messages of one session fail: for a minute, no more of them are logged")
+                return
         if isinstance(error, (RemoteError, OCapNError)):
             log.warning("a message that wants no answer failed: %s", shown(error))
         else:

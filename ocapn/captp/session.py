@@ -114,6 +114,7 @@ class Session:
         "key",
         "last_heard",
         "location",
+        "lost",
         "node",
         "on_end",
         "outbox",
@@ -160,6 +161,7 @@ class Session:
         self.held: dict[Sent, None] = {}  # what waits on promises of ours that are not resolved
         self.held_bytes = 0
         self.kept_bytes = 0  # of large messages, by what else keeps their arguments
+        self.lost = [0.0, 0]  # a minute, and how many messages that wanted no answer have failed in it
         self.withdrawing = 0  # gifts that the peer gave us, and to whose exporters we are connecting
         self.reading = 0  # size of the message being received
         self.counters = [0, 0, 0, 0]  # messages and bytes received, messages and bytes sent
@@ -281,7 +283,7 @@ class Session:
 
     def _failed(self, answer: Vow | None, error: BaseException) -> None:
         if answer is None:
-            self.node.log_lost(error)
+            self.node.log_lost(error, self)
         else:
             answer.break_with(error)
 

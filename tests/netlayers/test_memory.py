@@ -124,6 +124,8 @@ async def test_a_closed_connection_is_no_link_any_more() -> None:
     assert not link.alive
     assert network.links_between("a", "b") == []
     assert await far.receive(1) == []
+    _, _, other = await linked(network)
+    assert network.links == [other]  # dead ones do not pile up
 
 
 # Holding
