@@ -14,7 +14,8 @@ from ocapn.model.locators import PeerLocator
 from ocapn.netlayers.memory import MemoryNetlayer, MemoryNetwork
 from ocapn.netlayers.tcp_testing import TRANSPORT as TCP
 from ocapn.netlayers.unix import TRANSPORT as UNIX
-from ocapn.testing import _PROMISES, MakeNetlayer, check_netlayer
+from ocapn.testing import MakeNetlayer, check_netlayer
+from ocapn.testing.netlayers import _PROMISES
 from tests.netlayers import broken, makers
 from tests.netlayers.broken import made, with_channel, with_listener
 from tests.support import trio_test, trio_test_real

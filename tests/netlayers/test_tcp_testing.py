@@ -202,6 +202,15 @@ async def test_a_host_that_is_no_name_cannot_be_reached(host: str) -> None:
         await TcpTestingNetlayer(listen=False).dial(locator, LIMITS)
 
 
+def _has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6 loopback address")
 @trio_test_real
 async def test_over_ipv6() -> None:
     listener, near, far = await connected(TcpTestingNetlayer("::1"), TcpTestingNetlayer(listen=False))

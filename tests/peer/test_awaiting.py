@@ -238,6 +238,17 @@ async def test_cancelling_one_wait_leaves_the_others_and_the_promise() -> None:
 
 
 @trio_test
+async def test_nothing_is_kept_of_waits_that_were_cancelled() -> None:
+    async with linked_peers("a", "b") as (a, b):
+        for promise in (make_promise()[0], E(await far(a, b, Gate())).wait()):
+            before = len(promise._vow.waiting or [])
+            for _ in range(100):
+                with trio.move_on_after(0.01):
+                    await promise
+            assert len(promise._vow.waiting or []) == before
+
+
+@trio_test
 async def test_cancelling_a_wait_that_has_just_ended_is_harmless() -> None:
     async with linked_peers("a"):
         promise, resolver = make_promise()

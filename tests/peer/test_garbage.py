@@ -155,6 +155,41 @@ async def test_counts_are_exact_with_references_in_flight() -> None:
         await nothing_left(a, b)
 
 
+@pytest.mark.parametrize("kind", ["reference", "promise"])
+def test_what_is_dropped_as_it_comes_again_is_not_released(kind: str) -> None:
+    """The finaliser ran, and before the peer looked at it the same reference came once more."""
+
+    @trio_test
+    async def run() -> None:
+        network = MemoryNetwork()
+        async with linked_peers("a", "b", network=network) as (a, b):
+            own = Maker()
+            kept: Any = Echo() if kind == "reference" else own.promise()[0]
+            own_box = Box([kept])
+            box = await far(a, b, own_box)
+            held = await E(box).get()
+            (link,) = network.links_between("a", "b")
+            link.hold(a_to_b=link.a == "a", b_to_a=link.a == "b")
+            again = E(box).get()
+            await trio.sleep(1)
+            link.release()
+            held.clear()
+            gc.collect()
+            (arrived,) = await again
+            await quiet(a, b)
+            if kind == "reference":
+                assert await E(arrived).echo("alive") == "alive"
+            else:
+                own.promises[0].fulfill("kept")
+                assert await arrived == "kept"
+            own_box.content = kept = None
+            del again, arrived, box
+            await nothing_left(a, b)
+
+    for _ in range(10):  # trio wakes tasks in no fixed order
+        run()
+
+
 @trio_test
 async def test_a_reference_that_is_sent_back_as_it_is_dropped_arrives() -> None:
     """The release goes after what was sent before it."""
