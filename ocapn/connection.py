@@ -154,33 +154,28 @@ class Connection:
         self.channel = channel
         self.session: CoreSession | None = None
         self.public: Session | None = None
-        self._sending = True  # until the write loop runs: the handshake's messages go first
+        self._sending = True  # the handshake's messages go first
         self._room = trio.Event()
-        self._wakeup = Wakeup()
+        self._nursery: trio.Nursery | None = None
         self._reading = trio.CancelScope()
         self._read_room = Wakeup()
-        #: Runs the `async` methods that the other peer calls. They may outlive the session.
-        self.methods: trio.Nursery | None = None
+        #: The running `async` methods that the other peer called. They may outlive the session.
+        self.methods: set[trio.CancelScope] = set()
 
     # The handshake
 
     async def shake_hands(self, handshake: Handshake) -> CoreSession:
-        """From a connection to a session. Raises OCapNError, the connection then being closed."""
-        limits = self.peer.limits
+        """From a connection to a session. Raises OCapNError, the connection then being closed.
+
+        A dial is timed as a whole by who dials; a connection that came in has `limits.handshake` from here.
+        """
         try:
-            with trio.move_on_after(limits.handshake):
-                await self._send_outbound(handshake)
-                messages = await self.channel.receive(1)
-                if not messages:
-                    raise Disconnected("the connection ended before op:start-session")
-                start = handshake.read(messages[0])
-                if handshake.dialled is None:
-                    await self.peer.hear_out(start.location)
-                session = handshake.judge(start, trio.current_time())
-                self._live(session)
-                await self._send_outbound(handshake)
-                return session
-            raise Refused(f"no op:start-session within {limits.handshake:g} s")
+            if handshake.dialled is not None:
+                return await self._exchange(handshake)
+            limit = self.peer.limits.handshake
+            with trio.move_on_after(limit):
+                return await self._exchange(handshake)
+            raise Refused(f"no op:start-session within {limit:g} s")
         except RemoteProtocolError as error:
             handshake.refuse(str(error))
             self._lost(str(error))
@@ -197,6 +192,21 @@ class Connection:
             self._lost("the peer was closed")
             await self._close(handshake.outbound)
             raise
+
+    async def _exchange(self, handshake: Handshake) -> CoreSession:
+        """Our op:start-session for theirs, in the order that fits our role."""
+        await self._send_outbound(handshake)
+        messages = await self.channel.receive(1)
+        if not messages:
+            raise Disconnected("the connection ended before op:start-session")
+        start = handshake.read(messages[0])
+        if handshake.dialled is None:
+            await self.peer.hear_out(start.location)
+        session = handshake.judge(start, trio.current_time())
+        self._live(session)
+        await self._send_outbound(handshake)
+        self._sending = False  # what the session sends may go out from now on
+        return session
 
     def _lost(self, reason: str) -> None:
         """The connection failed; if the session was there already, it is over before it ran."""
@@ -217,28 +227,31 @@ class Connection:
         self.channel.set_max_message(self.peer.limits.frame)
         session.on_end = self._ended
         self.peer.established(self)
-        log.info("session with %s", shown(session.location.uri))
+        if log.isEnabledFor(logging.INFO):
+            log.info("session with %s", shown(session.location.uri))
 
     # The session
 
     async def run(self) -> None:
-        """Reads and writes until the session has ended, then closes the connection and waits for running methods."""
+        """Reads and writes until the session has ended, then closes the connection."""
         session = self.session
         assert session is not None
-        async with trio.open_nursery() as self.methods:
-            try:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._write_loop, session)
-                    with self._reading:
-                        await self._read_loop(session)
-                    session.disconnected("the connection was closed")
-                    self._wakeup.set()
-                    nursery.cancel_scope.deadline = trio.current_time() + self.peer.limits.closing
-            finally:
-                session.disconnected("the peer was closed")
-                self._room.set()
-                await self._close([])
-                self.peer.gone(session)
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self.flush()
+                with self._reading:
+                    await self._read_loop(session)
+                session.disconnected("the connection was closed")
+                self._nursery.cancel_scope.deadline = trio.current_time() + self.peer.limits.closing
+                self.flush()
+            if not isinstance(session.ended, Disconnected):
+                await self._half_close()
+        finally:
+            self._nursery = None
+            session.disconnected("the peer was closed")
+            self._room.set()
+            await self._close([])
+            self.peer.gone(session)
 
     async def _read_loop(self, session: CoreSession) -> None:
         channel = self.channel
@@ -264,7 +277,8 @@ class Connection:
                     peer.paused.append(self)
                     await self._read_room.wait()
         except SessionEnded as error:
-            log.info("session with %s: %s", shown(session.location.uri), shown(error))
+            if log.isEnabledFor(logging.INFO):
+                log.info("session with %s: %s", shown(session.location.uri), shown(error))
         except RemoteProtocolError as error:
             log.warning("session with %s aborted: %s", shown(session.location.uri), shown(error))
             session.abort(str(error))
@@ -272,27 +286,17 @@ class Connection:
             session.disconnected(str(error))
         peer.pump()
 
-    async def _write_loop(self, session: CoreSession) -> None:
+    async def _write(self, session: CoreSession) -> None:
+        """Writes until there is nothing left to write. Runs only while the transport cannot take all at once."""
         channel = self.channel
-        self._sending = False
         try:
-            while True:
-                messages = session.outbox.take()
-                if messages or channel.unsent:
-                    self._sending = True
-                    await channel.send(messages)
-                    self._sending = False
-                    self._written(session, messages)
-                elif session.ended is not None:
-                    break
-                else:
-                    await self._wakeup.wait()
-            if not isinstance(session.ended, Disconnected):
-                await channel.send_eof()
-                with trio.move_on_after(self.peer.limits.draining):
-                    await channel.drain()
+            while (messages := session.outbox.take()) or channel.unsent:
+                await channel.send(messages)
+                self._written(session, messages)
         except ChannelBroken as error:
             session.disconnected(str(error))
+        finally:
+            self._sending = False
 
     def _written(self, session: CoreSession, messages: list[bytes]) -> None:
         session.outbox.written(messages)
@@ -300,29 +304,38 @@ class Connection:
             self._room.set()
 
     def flush(self) -> None:
-        """There is something to send: it is sent at once if it can be, otherwise the writer is woken."""
+        """There may be something to send: it is sent at once as far as it can be, and a task sends the rest."""
         session = self.session
         assert session is not None
-        if not self._sending and session.ended is None:
-            channel = self.channel
-            if not channel.unsent:
-                messages = session.outbox.take()
-                if not messages:
+        if not self._sending and not isinstance(session.ended, Disconnected):
+            try:
+                if self._all_sent(session):
                     return
-                try:
-                    sent = channel.send_now(messages)
-                except ChannelBroken as error:
-                    session.disconnected(str(error))
-                    return
-                if sent:
-                    self._written(session, messages[:sent])
-                if sent == len(messages) and not channel.unsent:
-                    return
-                session.outbox.put_back(messages[sent:])
+            except ChannelBroken as error:
+                session.disconnected(str(error))
+                return
+            if self._nursery is not None:
+                self._sending = True
+                self._nursery.start_soon(self._write, session)
         session.outbox.seen()
         if session.outbox.overflown and session.ended is None:
             session.abort("the peer does not read what it is sent")
-        self._wakeup.set()
+
+    def _all_sent(self, session: CoreSession) -> bool:
+        """Sends what can be sent without waiting; whether that was all. Raises ChannelBroken."""
+        channel = self.channel
+        if channel.unsent:
+            return False
+        messages = session.outbox.take()
+        if not messages:
+            return True
+        sent = channel.send_now(messages)
+        if sent:
+            self._written(session, messages[:sent])
+        if sent < len(messages):
+            session.outbox.put_back(messages[sent:])
+            return False
+        return not channel.unsent
 
     def read_on(self) -> bool:
         """Turns have run: reading goes on if few enough of this session's are left. Says whether it does."""
@@ -341,7 +354,6 @@ class Connection:
 
     def _ended(self, error: SessionEnded) -> None:
         self._reading.cancel()
-        self._wakeup.set()
         self._room.set()
 
     async def writable(self) -> None:
@@ -355,16 +367,25 @@ class Connection:
         if session.ended is not None:
             raise fresh(session.ended)
 
+    async def _half_close(self) -> None:
+        """Half-closes and drains: a plain close with unread input would reset the connection, and the other side
+        would not read what was sent last."""
+        with trio.move_on_after(self.peer.limits.draining):
+            try:
+                await self.channel.send_eof()
+                await self.channel.drain()
+            except ChannelBroken:
+                pass
+
     async def _close(self, last: list[bytes], *, drain: bool = False) -> None:
-        """Flush, half-close, drain, close: a plain close with unread input would reset the connection."""
+        """Sends what is left to be said, and closes."""
         with trio.CancelScope(shield=True):
-            if last or drain:
+            if last:
                 with trio.move_on_after(self.peer.limits.draining):
                     try:
-                        if last:
-                            await self.channel.send(last)
-                        await self.channel.send_eof()
-                        await self.channel.drain()
+                        await self.channel.send(last)
                     except ChannelBroken:
                         pass
+            if last or drain:
+                await self._half_close()
             await self.channel.aclose()

@@ -44,9 +44,17 @@ def verify(public_key: bytes, message: bytes, signature: bytes) -> bool:
     return True
 
 
+_KEY_HEAD, _KEY_TAIL = encode(public_key_value(bytes(32))).split(bytes(32))
+
+
+def encode_public_key(public_key: bytes) -> bytes:
+    """The Syrup encoding of a public key of 32 bytes, in its gcrypt form."""
+    return _KEY_HEAD + public_key + _KEY_TAIL
+
+
 def public_id(public_key: bytes) -> bytes:
     """The public identifier of a key: SHA-256 twice over its encoding."""
-    return sha256(sha256(encode(public_key_value(public_key))).digest()).digest()
+    return sha256(sha256(encode_public_key(public_key)).digest()).digest()
 
 
 def session_id(one: bytes, other: bytes) -> bytes:
@@ -74,7 +82,7 @@ def sign_give(
     """
     wire = b"<17'desc:handoff-give" + b"".join(
         [
-            encode(public_key_value(receiver_key)),
+            encode_public_key(receiver_key),
             Encoder(_LIMITS, text_order=text_order).encode(exporter),
             encode(session),
             encode(key.public_id),

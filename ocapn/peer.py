@@ -18,7 +18,7 @@ import trio
 
 from ocapn.captp.bootstrap import FETCH
 from ocapn.captp.delivery import LocalTarget, PromiseHandle, RefHandle, crossing
-from ocapn.captp.handshake import Crossed, Handshake
+from ocapn.captp.handshake import Crossed, Handshake, State
 from ocapn.captp.node import LATER, Node, Turn
 from ocapn.captp.passing import copy_result, describe
 from ocapn.captp.session import LARGE
@@ -102,6 +102,7 @@ class Peer:
         self.busy = False  # in `_pump`, or about to call it
         self._service: trio.Nursery | None = None
         self._methods: trio.Nursery | None = None
+        self._scopes: set[trio.CancelScope] = set()  # of methods that no session called
         self._listeners: list[tuple[Netlayer, Listener]] = []
         self._node = Node(
             limits=limits,
@@ -162,6 +163,7 @@ class Peer:
             return await found if isinstance(found, Promise) else found
         session = await self._session_with(sturdyref.peer)
         question = session.deliver(session.bootstrap, [FETCH, sturdyref.swiss])
+        self.pump()  # this task waits next: nothing is gained by another pass of the loop
         return await cast(Promise, question.handle())
 
     async def connect(self, locator: PeerLocator | str) -> Session:
@@ -286,25 +288,35 @@ class Peer:
         source = turn.source
         key = id(source)
         running = self._running.get(key, 0)
-        methods = self._methods
+        scopes = self._scopes
         if source is not None:
             connection = self._connections.get(source)
             if connection is None:  # the session is over: nobody will count what it has running
                 key = _LATE
                 running = self._running.get(key, 0)
-            elif connection.methods is not None:
-                methods = connection.methods
+            else:
+                scopes = connection.methods
             if running >= self.limits.running_methods:
                 coroutine.close()
                 raise TooBusy(f"{running} methods run for this session already")
             if turn.size >= LARGE and not source.keep(turn.size):
                 coroutine.close()
                 raise TooBusy("too many bytes are kept for methods that run for this session")
-        assert methods is not None
+        assert self._methods is not None
         self._running[key] = running + 1
         self._node.hold_back(turn.target)
-        methods.start_soon(self._run_method, coroutine, turn, key)
+        self._methods.start_soon(self._run_in_scope, coroutine, turn, key, scopes)
         return LATER
+
+    async def _run_in_scope(
+        self, coroutine: CoroutineType[Any, Any, object], turn: Turn, key: int, scopes: set[trio.CancelScope]
+    ) -> None:
+        with trio.CancelScope() as scope:
+            scopes.add(scope)
+            try:
+                await self._run_method(coroutine, turn, key)
+            finally:
+                scopes.discard(scope)
 
     async def _run_method(self, coroutine: CoroutineType[Any, Any, object], turn: Turn, key: int) -> None:
         # trio runs this task without a break up to the coroutine's first checkpoint, so what is let go here is
@@ -354,7 +366,7 @@ class Peer:
         wanted.callbacks.append(callback)
 
     async def _session_with(self, locator: PeerLocator) -> CoreSession:
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         if self._node.is_own(locator):
             raise ConnectFailed("that is this peer itself")
         done = trio.Event()
@@ -398,8 +410,8 @@ class Peer:
         while left > self.limits.running_methods:
             oldest = outliving.pop(0)
             left -= running[id(oldest.session)]
-            if oldest.methods is not None:
-                oldest.methods.cancel_scope.cancel()
+            for scope in oldest.methods:
+                scope.cancel()
         self._outliving = outliving
 
     async def _dial(self, locator: PeerLocator) -> None:
@@ -431,18 +443,18 @@ class Peer:
         form = self._forms.get(locator, self._form)
         handshake = Handshake(self._node, netlayer.location, dialled=locator, authenticated=None, form=form)
         self._node.dials[locator] = handshake
-        scope = trio.CancelScope()
+        scope = trio.CancelScope(deadline=trio.current_time() + self.limits.handshake)
         handshake.on_drop = scope.cancel
         try:
             with scope:
-                with trio.move_on_after(self.limits.handshake):
-                    channel = await netlayer.dial(locator, self.limits)
-                    handshake.authenticated = channel.authenticated
-                    connection = Connection(self, netlayer, channel)
-                    await connection.shake_hands(handshake)
-                    return connection
-                raise ConnectFailed(f"{locator.uri} did not answer within {self.limits.handshake:g} s")
-            raise Crossed("crossed hellos: the other connection is the session")
+                channel = await netlayer.dial(locator, self.limits)
+                handshake.authenticated = channel.authenticated
+                connection = Connection(self, netlayer, channel)
+                await connection.shake_hands(handshake)
+                return connection
+            if handshake.state is State.ENDED:
+                raise Crossed("crossed hellos: the other connection is the session")
+            raise ConnectFailed(f"{locator.uri} did not answer within {self.limits.handshake:g} s")
         finally:
             if self._node.dials.get(locator) is handshake:
                 del self._node.dials[locator]
@@ -604,6 +616,7 @@ async def open_peer(
             raise
         raise BaseExceptionGroup("the block failed, and so did the peer", [failure, group]) from None
     finally:
+        peer._node.close()
         await peer._stop_listening()
     if failure is not None:
         raise failure

@@ -64,9 +64,13 @@ def _node_of(receiver: object) -> Node:
         node = found
     else:
         raise TypeError(f"messages are sent to targets, references and promises, not to {describe(receiver)}")
+    _check_thread(node)
+    return node
+
+
+def _check_thread(node: Node) -> None:
     if node.thread != get_ident():
         raise WrongContext("a peer is used from its own thread; use trio.from_thread.run_sync")
-    return node
 
 
 def _explained(error: NotPassable, args: list[object], named: bool, node: Node) -> NotPassable:
@@ -420,11 +424,16 @@ class Resolver(Target):
         self._vow = vow
 
     def fulfill(self, value: object = None) -> None:
-        """Fulfils the promise with a value, a reference, or another promise to follow. Raises NotPassable."""
+        """Fulfils the promise with a value, a reference, or another promise to follow.
+
+        Raises NotPassable, and WrongContext in another thread than the peer's.
+        """
+        _check_thread(self._vow.node)
         self._vow.resolve(copy_passable(value, self._vow.node.limits, "value"))
 
     def break_(self, error: BaseException | str) -> None:
-        """Breaks the promise; a str is the message of the error."""
+        """Breaks the promise; a str is the message of the error. Raises WrongContext in another thread."""
+        _check_thread(self._vow.node)
         self._vow.break_with(crossing(error) if isinstance(error, BaseException) else RemoteError(error))
 
     @method(name="fulfill")

@@ -23,7 +23,7 @@ from ocapn.captp.delivery import (
 )
 from ocapn.captp.handoff import Gifts
 from ocapn.captp.tables import Import
-from ocapn.errors import OCapNError, RemoteError, shown
+from ocapn.errors import OCapNError, RemoteError, SessionEnded, shown
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
 
@@ -135,6 +135,7 @@ class Node:
         #: Connections that we opened and that are not sessions yet.
         self.dials: dict[PeerLocator, Handshake] = {}
         self.gifts = Gifts(self, limits)
+        self._closed = False
         self.turns: deque[Turn] = deque()
         self._held_back: dict[int, deque[Turn]] = {}
         self._finalised: deque[RemoteVow | Import] = deque()
@@ -212,6 +213,9 @@ class Node:
         `size` is that of the message, if it is not the one that `source` is receiving.
         """
         turn = Turn(target, args, answer, source)
+        if self._closed:
+            self._refuse(turn)
+            return
         if source is not None:
             turn.size = source.reading if size < 0 else size
             source.queued_turns += 1
@@ -219,6 +223,21 @@ class Node:
         self.turns.append(turn)
         if len(self.turns) == 1:
             self.wake()
+
+    def close(self) -> None:
+        """Nothing runs any more. What has not begun breaks, as does all that comes; who waits for it is told."""
+        self._closed = True
+        waiting = [self.turns, *self._held_back.values()]
+        self.turns, self._held_back = deque(), {}
+        for turns in waiting:
+            for turn in turns:
+                self._refuse(turn)
+        for tell in self.take().events:
+            tell()
+
+    def _refuse(self, turn: Turn) -> None:
+        if turn.answer is not None:
+            turn.answer.break_with(SessionEnded("the peer was closed"))
 
     def run(self, most: int) -> int:
         """Runs up to `most` turns; returns how many it ran."""
@@ -339,6 +358,9 @@ class Node:
 
     def event(self, tell: Callable[[], None]) -> None:
         """Something that application code waits for has happened: `tell` is called once the turn is out."""
+        if self._closed:
+            tell()
+            return
         self._events.append(tell)
         if len(self._events) == 1:
             self.wake()

@@ -212,7 +212,11 @@ class StreamChannel(Channel):
 
     async def aclose(self) -> None:
         self._fd = -1
-        await trio.aclose_forcefully(self._stream)
+        if isinstance(self._stream, trio.SocketStream):
+            self._stream.socket.close()
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        else:
+            await trio.aclose_forcefully(self._stream)
 
 
 def _chunks(messages: list[bytes]) -> list[bytes]:

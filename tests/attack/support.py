@@ -13,6 +13,7 @@ import trio
 
 import ocapn
 from ocapn import E, Limits, Promise, Resolver, Target, method
+from ocapn.references import current_node
 from tests.conformance.client import Client, Place
 from tests.conformance.encoding import BOOTSTRAP, Rec, Sym, answer, encode
 
@@ -160,6 +161,14 @@ class Scene:
         await client.shake_hands()
         await client.send(ask(1))
         return client
+
+    def make_promise(self) -> tuple[Promise, Resolver]:
+        """A promise of the peer under attack: the test's own are those of the friend."""
+        token = current_node.set(self.peer._node)
+        try:
+            return ocapn.make_promise()
+        finally:
+            current_node.reset(token)
 
     def session(self, client: Client) -> ocapn.Session:
         """The session with an attacker, as the peer under attack has it."""

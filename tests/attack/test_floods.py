@@ -80,7 +80,7 @@ async def test_a_peer_that_never_reads(limits: Limits) -> None:
             frames, size = max(frames, stats["outbox_messages"]), max(size, stats["outbox_bytes"])
         assert refused
         assert "the peer does not read what it is sent" in str(session.ended)
-        assert frames <= 2 * limits.outbox_frames + 1  # op:abort
+        assert frames <= 2 * limits.outbox_frames + limits.slice_turns
         assert size <= 2 * limits.outbox_bytes + (1 << 20)
         with pytest.raises(SessionEnded):
             await E(ref).question()
@@ -282,7 +282,7 @@ async def test_reading_stops_and_goes_on(full: str) -> None:
         client = await here.attacker()
         here.friend.tell()
         watching = Watching(here.session(client))
-        promise, resolver = ocapn.make_promise()
+        promise, resolver = here.make_promise()
         here.victim.things.append(promise)
         await client.send(call("kept", position=2))
         payload = bytes(size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
@@ -72,7 +73,7 @@ async def test_before_the_start(name: str) -> None:
 
 
 #: Where in an op:start-session: the index of the field, and how to put the vector there.
-FIELDS: Final = {
+FIELDS: Final[dict[str, Callable[[Rec, Raw], Rec]]] = {
     "version": lambda start, bad: Rec("op:start-session", bad, *start.fields[1:]),
     "key": lambda start, bad: Rec("op:start-session", start.fields[0], bad, *start.fields[2:]),
     "key bytes": lambda start, bad: Rec(
@@ -118,7 +119,7 @@ async def test_as_a_message_of_a_session(name: str) -> None:
 
 
 #: Values around a vector.
-AROUND: Final = {
+AROUND: Final[dict[str, Callable[[Raw], Any]]] = {
     "argument": lambda bad: bad,
     "in a list": lambda bad: [1, [bad], 2],
     "in a struct": lambda bad: {"a": bad},

@@ -144,7 +144,7 @@ async def test_values_of_the_wrong_types(name: str) -> None:
 
 
 #: By operation and field, values of no type that is read there.
-WRONG_TYPES: Final = [
+WRONG_TYPES: Final[list[tuple[str, int, Any]]] = [
     (name, i, wrong)
     for name, operation in RIGHT.items()
     for i in range(len(operation.fields))

@@ -14,7 +14,7 @@ import trio
 import ocapn
 from ocapn import E, Limits, MemoryNetlayer, MemoryNetwork
 from ocapn.codec.framing import Framer
-from ocapn.codec.syrup import decode
+from ocapn.codec.syrup import Record, decode
 from ocapn.crypto import SessionKey, location_message
 from ocapn.model.locators import PeerLocator
 from tests.conformance.encoding import Rec, Sym, encode
@@ -61,7 +61,7 @@ class Slow:
                 return ""
             self.reader.feed(bytes(data))
         record = decode(messages[0])
-        assert isinstance(record, ocapn.codec.syrup.Record)
+        assert isinstance(record, Record)
         return f"<{record.label.name} {record.fields[0]}"
 
     async def aborted(self, reason: str) -> None:

@@ -33,7 +33,14 @@ from ocapn.codec.operations import OPERATIONS
 from ocapn.limits import Limits
 
 ROUNDS = 5
-SMALL: list[object] = ["alice", "bob", 42, {"memo": "thanks for the lunch", "currency": "EUR"}, True, bytes(16)]
+SMALL: list[object] = [
+    "alice",
+    "bob",
+    42,
+    {"memo": "thanks for the lunch", "currency": "EUR"},
+    True,
+    bytes(16),
+]
 RAW_MESSAGE = bytes(150)
 
 Figures = dict[str, dict[str, float]]
@@ -149,11 +156,12 @@ async def _connected(uri: str, port: int, scale: float, names: list[str]) -> Fig
 
 
 async def _sessions(uri: str, port: int, scale: float) -> dict[str, float]:
+    sturdyref = ocapn.SturdyRef.parse(uri)
     async with ocapn.open_peer([ocapn.TcpTestingNetlayer(listen=False)]) as peer:
 
         async def work(count: int) -> None:
             for _ in range(count):
-                await peer.enliven(uri)
+                await peer.enliven(sturdyref)
                 peer.sessions[0].end("measured")
 
         async def raw_work(count: int) -> None:

@@ -252,6 +252,7 @@ async def test_a_peer_that_does_not_read_is_given_up() -> None:
                 break
         assert session.ended is not None
         assert session.ended.reason == "the peer does not read what it is sent"
+        link.release()
         assert isinstance(await broken, SessionEnded)
 
 

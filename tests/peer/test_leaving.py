@@ -14,12 +14,14 @@ from ocapn import (
     MemoryNetlayer,
     MemoryNetwork,
     PeerLocator,
+    Promise,
     RemoteError,
     SessionEnded,
     SturdyRef,
     Target,
     TcpTestingNetlayer,
     UnixNetlayer,
+    make_promise,
     method,
     open_peer,
     send_only,
@@ -189,6 +191,55 @@ async def test_a_connection_that_comes_while_leaving_ends_with_the_rest() -> Non
         assert len(ends) == 1
         assert isinstance(ends[0], Exception)
         assert c.sessions == []
+
+
+@trio_test
+async def test_nobody_outside_waits_for_ever_for_what_a_peer_that_was_left_owes() -> None:
+    """What runs is cancelled, what has not begun breaks, and so does what is sent later."""
+    network = MemoryNetwork()
+    ends: dict[str, object] = {}
+    recorder = Recorder()
+    left = trio.Event()
+
+    async def wait(name: str, promise: Promise) -> None:
+        try:
+            ends[name] = await promise
+        except (RemoteError, SessionEnded) as error:
+            ends[name] = error
+
+    async def send_later() -> None:
+        await left.wait()
+        send_only(recorder).note("late")
+        await wait("sent later", E(recorder).note("late"))
+        promise, resolver = make_promise()
+        resolver.fulfill(recorder)
+        await wait("sent later to a promise", promise.note("late"))
+
+    with trio.fail_after(100):
+        async with trio.open_nursery() as outside:
+            async with open_peer([MemoryNetlayer(network, "a")], limits=Limits(slice_turns=1)):
+                outside.start_soon(wait, "running", E(Gate()).wait())
+                promise, resolver = make_promise()
+                outside.start_soon(wait, "kept later", promise)
+                outside.start_soon(send_later)
+                await settle()
+                for number in range(5):
+                    outside.start_soon(wait, f"queued {number}", E(recorder).note(number))
+                outside.start_soon(wait, "queued and async", E(Gate()).wait())
+            left.set()
+            resolver.fulfill("kept")
+    begun = len(recorder.seen)
+    assert begun < 5  # one in each slice, and there were few
+    assert {name: str(end) for name, end in ends.items()} == {
+        "running": "the method was cancelled",
+        **{f"queued {number}": str(None) for number in range(begun)},
+        **{f"queued {number}": "the peer was closed" for number in range(begun, 5)},
+        "queued and async": "the peer was closed",
+        "kept later": "kept",
+        "sent later": "the peer was closed",
+        "sent later to a promise": "the peer was closed",
+    }
+    assert "late" not in recorder.seen
 
 
 # The netlayer's side: flush, half-close, drain, close

@@ -191,6 +191,12 @@ async def test_E_from_another_thread_is_refused() -> None:
                 "field": lambda: field(pending, "x"),
             }
         )
+        promise, resolver = make_promise()
+        await _refused_in_a_thread(
+            {"fulfill": lambda: resolver.fulfill(1), "break_": lambda: resolver.break_("in a thread")}
+        )
+        resolver.fulfill(2)
+        assert await promise == 2
         await E(ref).note("end")
         assert recorder.seen == ["by the peer's own thread", "end"]
 
