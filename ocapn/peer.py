@@ -163,7 +163,7 @@ class Peer:
             return await found if isinstance(found, Promise) else found
         session = await self._session_with(sturdyref.peer)
         question = session.deliver(session.bootstrap, [FETCH, sturdyref.swiss])
-        self.pump()  # this task waits next: nothing is gained by another pass of the loop
+        self._show()  # this task waits next: nothing is gained by another pass of the loop
         return await cast(Promise, question.handle())
 
     async def connect(self, locator: PeerLocator | str) -> Session:
@@ -233,14 +233,7 @@ class Peer:
         try:
             node.run(self.limits.slice_turns)
             node.collect()
-            result = node.take()
-            connections = self._connections
-            for session in result.outbound:
-                connection = connections.get(session)
-                if connection is not None:
-                    connection.flush()
-            for tell in result.events:
-                tell()
+            self._show()
         finally:
             current_node.reset(current)
             self.busy = False
@@ -248,6 +241,16 @@ class Peer:
             self.paused = [connection for connection in self.paused if not connection.read_on()]
         if not node.idle:
             self._wakeup.set()
+
+    def _show(self) -> None:
+        """Sends and tells what turns, or the application, have left to be sent and told."""
+        result = self._node.take()
+        for session in result.outbound:
+            connection = self._connections.get(session)
+            if connection is not None:
+                connection.flush()
+        for tell in result.events:
+            tell()
 
     async def _pump_loop(self) -> None:
         while True:

@@ -77,10 +77,11 @@ class _Entry:
         """Raises RemoteError if that many arguments do not fit."""
         if self.least <= given <= self.most:
             return
+        plural = self.least if self.most == float("inf") else self.most
         takes = f"{self.least}" if self.least == self.most else f"{self.least} to {self.most}"
         if self.most == float("inf"):
             takes = f"at least {self.least}"
-        raise RemoteError(f"{self.name} takes {takes} argument{'s' * (takes != '1')}, {given} given")
+        raise RemoteError(f"{self.name} takes {takes} argument{'s' * (plural != 1)}, {given} given")
 
 
 class Target(LocalTarget):

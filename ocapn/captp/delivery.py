@@ -490,13 +490,22 @@ def crossing(error: BaseException) -> RemoteError:
     """What another object learns of an error: its message, and its class only if that says it may."""
     if isinstance(error, RemoteError):
         return error
-    try:
-        message = str(error)
-    except Exception:  # its class has a `__str__` that fails
-        message = "an error that has no text"
+    message = _message(error)
     if isinstance(error, PassableError):
         return RemoteError(f"{type(error).__name__}: {message}")
     return RemoteError(message)
+
+
+def _message(error: BaseException) -> str:
+    """The text of an error. What Python makes of several arguments, a file's name among them, is no message."""
+    if isinstance(error, OSError) and error.strerror is not None:
+        return str(error.strerror)
+    if type(error).__str__ is BaseException.__str__ and len(error.args) > 1:
+        return "an error with arguments that are not passed on"
+    try:
+        return str(error)
+    except Exception:  # its class has a `__str__` that fails
+        return "an error that has no text"
 
 
 def error_of(value: object) -> BaseException:

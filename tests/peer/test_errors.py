@@ -25,6 +25,7 @@ from ocapn import (
     open_peer,
     send_only,
 )
+from ocapn.captp.delivery import crossing
 from ocapn.netlayers.base import Channel, Listener, Netlayer
 from ocapn.testing import linked_peers, quiet
 from tests.peer.support import Box, Echo, Gate, Trace, between, far, settle
@@ -450,3 +451,20 @@ def test_the_exceptions_are_one_tree() -> None:
     assert all(issubclass(error, ocapn.OCapNError) for error in errors)
     assert all(error.__name__ in (ocapn.errors.__doc__ or "") for error in errors)
     assert Peer.__module__ == "ocapn.peer"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            FileNotFoundError(2, "No such file or directory", "/home/alice/secret"),
+            "No such file or directory",
+        ),
+        (ValueError("one", "two"), "an error with arguments that are not passed on"),
+        (OSError("in so many words"), "in so many words"),
+        (ValueError(), ""),
+    ],
+)
+def test_the_message_of_an_error_holds_no_arguments(error: Exception, message: str) -> None:
+    """The message crosses the wire, type name, traceback and arguments do not."""
+    assert crossing(error).message == message
