@@ -178,7 +178,7 @@ async def test_the_number_of_arguments_is_checked_before_the_method_runs() -> No
             for name, right, wrong, takes in (
                 ("two", [2], [0, 1, 3], "2 arguments"),
                 ("some", [1, 2], [0, 3], "1 to 2 arguments"),
-                ("any", [1, 2, 9], [0], "at least 1 arguments"),
+                ("any", [1, 2, 9], [0], "at least 1 argument"),
             ):
                 for number in right:
                     assert await E(counts)[name](*range(number)) == name
