@@ -44,6 +44,21 @@ def _tune(stream: trio.SocketStream) -> None:
         pass  # macOS says so of a connection that the other side has reset; reading will tell
 
 
+async def _connect(host: str, port: int) -> trio.SocketStream:
+    """A connection. An address, as most hints are, needs no look-up and no race between addresses."""
+    try:
+        family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
+    except ValueError:
+        return await trio.open_tcp_stream(host, port)
+    sock = trio.socket.socket(family, socket.SOCK_STREAM)
+    try:
+        await sock.connect((host, port))
+    except BaseException:
+        sock.close()
+        raise
+    return trio.SocketStream(sock)
+
+
 class TcpTestingNetlayer(Netlayer):
     """TCP in clear. `port` 0 lets the system choose; `listen=False` only dials.
 
@@ -110,7 +125,7 @@ class TcpTestingNetlayer(Netlayer):
         if framing not in FRAMINGS:
             raise BadLocator(f"the hint framing is one of {', '.join(FRAMINGS)}, not {framing!r}")
         try:
-            stream = await trio.open_tcp_stream(host, int(port))
+            stream = await _connect(host, int(port))
         except (OSError, UnicodeError) as error:  # UnicodeError: the host is no name that DNS could hold
             raise unreachable(locator, error) from error
         _tune(stream)
