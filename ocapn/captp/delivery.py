@@ -319,8 +319,14 @@ class Vow:
         waiting.append(item)
         count = len(waiting)
         if count >= _MANY and not count & (count - 1):
-            # Sessions come and go, and the promise may stay: what they left behind is at most as much as is wanted.
-            self.waiting = [one for one in waiting if not one.gone]
+            self._forget_gone()
+
+    def _forget_gone(self) -> None:
+        """Called when the length of `waiting` passes a power of two.
+
+        Sessions come and go, and the promise may stay: what they left behind is at most as much as is wanted.
+        """
+        self.waiting = [one for one in self.waiting or () if not one.gone]
 
     def take_over(self, waiting: list[Waiting]) -> None:
         """What waited on a promise that has become this one. This one may have become another since."""
@@ -333,13 +339,15 @@ class Vow:
                 vow.add(item)
         elif vow.waiting is None:
             vow.waiting = waiting
-        elif len(vow.waiting) >= len(
-            waiting
-        ):  # the shorter list is what is moved, through however many promises
-            vow.waiting.extend(waiting)
         else:
-            waiting[:0] = vow.waiting
-            vow.waiting = waiting
+            before = max(len(vow.waiting), len(waiting))
+            if len(vow.waiting) >= len(waiting):
+                vow.waiting.extend(waiting)
+            else:  # a long queue is not copied, through however many promises it moves
+                waiting[:0] = vow.waiting
+                vow.waiting = waiting
+            if len(vow.waiting) >= _MANY and len(vow.waiting).bit_length() > before.bit_length():
+                vow._forget_gone()
 
     # Resolving
 

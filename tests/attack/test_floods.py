@@ -293,12 +293,9 @@ async def test_reading_stops_and_goes_on(full: str) -> None:
                 await trio.lowlevel.checkpoint()
         resolver.fulfill(watching)
 
-        async def more() -> None:
-            for number in range(count, 2 * count):
-                await client.send_unframed(frame(call("note", "attacker", number, payload, to=answer(2))))
-
+        more = [call("note", "attacker", number, payload, to=answer(2)) for number in range(count, 2 * count)]
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(more)
+            nursery.start_soon(client._stream.send_all, frame(*more))
             await here.friend.served(10)
             await watching.until_heard("attacker", 2 * count)
         assert watching.heard["attacker"] == list(range(2 * count))

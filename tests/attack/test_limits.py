@@ -556,6 +556,27 @@ async def test_a_chain_of_100000_promises(front_to_back: bool) -> None:
         await here.friend.served()
 
 
+@pytest.mark.parametrize(("first", "second"), [(2, 200), (200, 2), (0, 5), (5, 0), (70, 70)])
+@trio_test_real
+async def test_queues_that_become_one(first: int, second: int) -> None:
+    """What waited on the promise itself comes first, then what waited on the one that became it."""
+    async with scene() as here:
+        client = await here.attacker()
+        (one, becoming), (other, resolver) = here.make_promise(), here.make_promise()
+        here.victim.things.append([one, other])
+        await client.send(call("kept", position=2))
+        await client.send(Rec("op:index", answer(2), 0, 3), Rec("op:index", answer(2), 1, 4))
+        to_one = [call("note", "attacker", first + number, to=answer(3)) for number in range(second)]
+        to_other = [call("note", "attacker", number, to=answer(4)) for number in range(first)]
+        await client.send(*to_one, *to_other)
+        await client.nothing_else()
+        becoming.fulfill(other)
+        resolver.fulfill(here.victim)
+        await here.victim.until_heard("attacker", first + second)
+        assert here.victim.heard["attacker"] == list(range(first + second))
+        await client.end()
+
+
 @trio_test_real
 async def test_a_queue_that_is_moved_from_promise_to_promise() -> None:
     """Each move takes the time of the shorter queue, and the order stays."""
