@@ -27,6 +27,8 @@ from ocapn.errors import OCapNError, PassableError, RemoteError, fresh
 from ocapn.model.values import Tagged
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ocapn.captp.node import Node
     from ocapn.captp.session import Session
     from ocapn.captp.tables import Import
@@ -36,7 +38,7 @@ FOLLOWING: Final = 1
 FULFILLED: Final = 2
 BROKEN: Final = 3
 
-#: Things that wait on one promise, from which on it is looked whether somebody still wants them.
+#: Length of a queue on a promise from which on it is looked whether somebody still wants what is in it.
 _MANY: Final = 64
 
 
@@ -263,6 +265,37 @@ def select(value: object, kind: int, key: str | int) -> object:
     return value.value
 
 
+class Queue(list[Waiting]):
+    """What waits on one promise, in order.
+
+    Sessions come and go, and the promise may stay: a queue that has doubled is looked through, so that what they
+    left behind is at most as much as is, or was then, wanted.
+    """
+
+    __slots__ = ("_look_at",)
+
+    def __init__(self, items: Iterable[Waiting]) -> None:
+        super().__init__(items)
+        self._look_at = _MANY
+
+    def look_through(self) -> None:
+        """Called when the queue has grown: forgets what is gone, if it has not been looked at for long."""
+        if len(self) >= self._look_at:
+            self[:] = [one for one in self if not one.gone]
+            self._look_at = max(_MANY, 2 * len(self))
+
+    def join(self, other: Queue) -> Queue:
+        """This queue with `other` behind it. A long one is not copied, through however many promises it moves."""
+        if len(self) >= len(other):
+            joint = self
+            joint.extend(other)
+        else:
+            joint = other
+            joint[:0] = self
+        joint.look_through()
+        return joint
+
+
 class Vow:
     """A promise that is resolved here."""
 
@@ -273,7 +306,7 @@ class Vow:
         self.released = True  # nothing to tell another peer when the handle is finalised
         self.state = PENDING
         self.value: object = None
-        self.waiting: list[Waiting] | None = None
+        self.waiting: Queue | None = None
         self._handle: weakref[PromiseHandle] | None = None
 
     def handle(self) -> PromiseHandle:
@@ -312,23 +345,13 @@ class Vow:
             self._wait(item)
 
     def _wait(self, item: Waiting) -> None:
-        waiting = self.waiting
-        if waiting is None:
-            self.waiting = [item]
-            return
-        waiting.append(item)
-        count = len(waiting)
-        if count >= _MANY and not count & (count - 1):
-            self._forget_gone()
+        if self.waiting is None:
+            self.waiting = Queue([item])
+        else:
+            self.waiting.append(item)
+            self.waiting.look_through()
 
-    def _forget_gone(self) -> None:
-        """Called when the length of `waiting` passes a power of two.
-
-        Sessions come and go, and the promise may stay: what they left behind is at most as much as is wanted.
-        """
-        self.waiting = [one for one in self.waiting or () if not one.gone]
-
-    def take_over(self, waiting: list[Waiting]) -> None:
+    def take_over(self, waiting: Queue) -> None:
         """What waited on a promise that has become this one. This one may have become another since."""
         vow = self.end()
         if vow.state >= FULFILLED:
@@ -337,17 +360,8 @@ class Vow:
         elif isinstance(vow, RemoteVow):
             for item in waiting:
                 vow.add(item)
-        elif vow.waiting is None:
-            vow.waiting = waiting
         else:
-            before = max(len(vow.waiting), len(waiting))
-            if len(vow.waiting) >= len(waiting):
-                vow.waiting.extend(waiting)
-            else:  # a long queue is not copied, through however many promises it moves
-                waiting[:0] = vow.waiting
-                vow.waiting = waiting
-            if len(vow.waiting) >= _MANY and len(vow.waiting).bit_length() > before.bit_length():
-                vow._forget_gone()
+            vow.waiting = waiting if vow.waiting is None else vow.waiting.join(waiting)
 
     # Resolving
 

@@ -15,10 +15,10 @@ from ocapn.captp.delivery import (
     CoreTarget,
     LocalTarget,
     PromiseHandle,
+    Queue,
     RefHandle,
     RemoteVow,
     Vow,
-    Waiting,
     crossing,
 )
 from ocapn.captp.handoff import Gifts
@@ -140,7 +140,7 @@ class Node:
         self._held_back: dict[int, deque[Turn]] = {}
         self._finalised: deque[RemoteVow | Import] = deque()
         self._collecting = False  # `wake` was called for what is finalised
-        self._settled: deque[tuple[Vow, list[Waiting]]] = deque()
+        self._settled: deque[tuple[Vow, Queue]] = deque()
         self._settling = False
         self._dirty: list[Session] = []
         self._garbage: list[Session] = []
@@ -287,7 +287,7 @@ class Node:
         """Whether there is nothing to run, to release, to send or to tell now."""
         return not (self.turns or self._finalised or self._dirty or self._events)
 
-    def settle(self, vow: Vow, waiting: list[Waiting]) -> None:
+    def settle(self, vow: Vow, waiting: Queue) -> None:
         """Passes on what waited on `vow`, or on what has become `vow`: in order, and without recursion however
         long the chain is."""
         self._settled.append((vow, waiting))

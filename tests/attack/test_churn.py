@@ -163,12 +163,13 @@ async def test_listeners_on_a_promise_that_stays(known: bool) -> None:
         here.victim.things.append(promise)
         for _ in range(40):
             client = await here.attacker()
-            await client.send(call("kept", position=2))
+            listens = [Rec("op:listen", answer(2), obj(number), False) for number in range(50)]
             if known:
+                await client.send(call("kept", position=2))
                 await client.nothing_else()
-            await client.send_unframed(
-                frame(*[Rec("op:listen", answer(2), obj(number), False) for number in range(50)])
-            )
+                await client.send_unframed(frame(*listens))
+            else:
+                await client.send_unframed(frame(call("kept", position=2), *listens))
             await client.nothing_else()
             await client.end()
         await only_the_friend(here)

@@ -312,6 +312,28 @@ async def test_reading_stops_and_goes_on(full: str) -> None:
 
 
 @trio_test_real
+async def test_the_loop_goes_round_between_slices_of_turns() -> None:
+    """Timers, other connections and other tasks wait for a slice, not for all that one message has set free."""
+    count = 2_000
+    async with scene(Limits(slice_turns=10)) as here:
+        client = await here.attacker()
+        promise, resolver = here.make_promise()
+        here.victim.things.append(promise)
+        await client.send(call("kept", position=2))
+        notes = [call("note", "attacker", number, to=answer(2)) for number in range(count)]
+        await client.send_unframed(frame(*notes))
+        await client.nothing_else()
+        resolver.fulfill(here.victim)
+        rounds = 0
+        with trio.fail_after(PATIENCE):
+            while len(here.victim.heard.get("attacker", ())) < count:
+                await trio.lowlevel.checkpoint()
+                rounds += 1
+        assert rounds >= count // 10 // 2
+        await client.end()
+
+
+@trio_test_real
 async def test_a_flood_is_processed_in_order_and_whole() -> None:
     async with scene(Limits(queued_turns=50, slice_turns=10)) as here:
         client = await here.attacker()

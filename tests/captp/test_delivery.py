@@ -9,7 +9,7 @@ from weakref import ref
 import pytest
 
 from ocapn import Promise, RemoteError, send_only
-from ocapn.captp.delivery import BROKEN, FULFILLED, Message, PromiseHandle, Vow, Waiting
+from ocapn.captp.delivery import BROKEN, FULFILLED, Message, PromiseHandle, Queue, Vow, Waiting
 from ocapn.codec.operations import GET
 from ocapn.errors import SessionEnded
 from tests.captp.sides import Box, Side, empty, exported, pair, quiet
@@ -101,6 +101,22 @@ def test_settling_tells_in_order() -> None:
     third.add(Note("third", notes))
     first.break_with(RemoteError("no"))
     assert notes == ["first 1", "first 2", "second 1", "second 2", "other", "third"]
+
+
+@pytest.mark.parametrize("length", [1, 7, 60, 100, 1000])
+def test_queues_that_merge_forget_what_is_gone(length: int) -> None:
+    """However many, and however long: what is gone stays as few as what is wanted, or as can be looked through."""
+    wanted = Note("wanted", [])
+    queue = Queue([wanted])
+    longest = 0
+    for _ in range(100_000 // length):
+        other = Queue([Message([], None, None) for _ in range(length)])
+        for item in other:
+            item.drop(RemoteError("no"))  # type: ignore[attr-defined]
+        queue = queue.join(other)
+        longest = max(longest, len(queue))
+    assert longest <= max(64, 2 * length)
+    assert wanted in queue
 
 
 def test_a_follower_takes_its_queue_along_in_order() -> None:
