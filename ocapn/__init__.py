@@ -3,6 +3,7 @@
 Begin with `open_peer`, `Target`, `method` and `E`; the README has a first program.
 """
 
+from ocapn.captp.node import Introduction
 from ocapn.connection import Session
 from ocapn.errors import (
     Aborted,
@@ -16,7 +17,9 @@ from ocapn.errors import (
     PassableError,
     RemoteError,
     RemoteProtocolError,
+    RolledBack,
     SessionEnded,
+    SessionLost,
     TooBusy,
     WrongContext,
 )
@@ -26,7 +29,7 @@ from ocapn.model.values import Null, NullType, Symbol, Tagged, equal
 from ocapn.netlayers.memory import MemoryNetlayer, MemoryNetwork
 from ocapn.netlayers.tcp_testing import TcpTestingNetlayer
 from ocapn.netlayers.unix import UnixNetlayer
-from ocapn.peer import Peer, open_peer
+from ocapn.peer import Peer, Policy, open_peer
 from ocapn.promise import (
     E,
     Promise,
@@ -51,6 +54,7 @@ __all__ = [
     "DecodeError",
     "Disconnected",
     "E",
+    "Introduction",
     "Limits",
     "MemoryNetlayer",
     "MemoryNetwork",
@@ -61,13 +65,16 @@ __all__ = [
     "PassableError",
     "Peer",
     "PeerLocator",
+    "Policy",
     "Promise",
     "Ref",
     "RemoteError",
     "RemoteProtocolError",
     "Resolver",
+    "RolledBack",
     "Session",
     "SessionEnded",
+    "SessionLost",
     "SturdyRef",
     "Symbol",
     "Tagged",

@@ -1,20 +1,29 @@
-"""One connection: from accept or dial, through the handshake, a session's reading and writing, to its close."""
+"""One connection: from accept or dial, through a handshake, a session's reading and writing, to its close.
+
+A durable session may have several connections, one after the other.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Final, Protocol, final
+from typing import TYPE_CHECKING, Final, Literal, Protocol, final
 
 import trio
 
 from ocapn.captp.handshake import Handshake, Refused
+from ocapn.captp.resume import Initiator, Refusal, Responder, TooLate, Wire
 from ocapn.captp.session import Session as CoreSession
+from ocapn.codec.operations import write_abort
+from ocapn.codec.resumption import is_resume
 from ocapn.errors import Aborted, Disconnected, RemoteProtocolError, SessionEnded, fresh, shown
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
 from ocapn.netlayers.base import Channel, ChannelBroken, Netlayer
 from ocapn.trace import Tracer
+
+if TYPE_CHECKING:
+    from ocapn.captp.node import Node
 
 log: Final = logging.getLogger("ocapn.session")
 
@@ -34,14 +43,29 @@ class Owner(Protocol):
     #: Connections that read on once turns have run.
     paused: list[Connection]
 
+    #: What the sessions share.
+    node: Node
+
+    def public(self, session: CoreSession) -> Session:
+        """The application's end of a session."""
+
+    def connection_of(self, session: CoreSession) -> Connection | None:
+        """The connection that a session has."""
+
+    def attempt(self, session: CoreSession, connection: Connection) -> None:
+        """A session is being resumed on the connection, which is dropped if another is quicker."""
+
+    def refused(self, session: CoreSession | None, refusal: Refusal, connection: Connection) -> None:
+        """A session was not resumed on the connection."""
+
     def pump(self) -> None:
         """Runs turns, and sends what came of them."""
 
     def established(self, connection: Connection) -> None:
         """The connection has become a session."""
 
-    def gone(self, session: CoreSession) -> None:
-        """The connection of a session is closed."""
+    def gone(self, connection: Connection) -> None:
+        """The connection, which was a session's, is closed."""
 
     async def hear_out(self, location: PeerLocator) -> None:
         """Lets a live session with `location` process what is readable on its connection."""
@@ -51,16 +75,13 @@ class Owner(Protocol):
 class Session:
     """A session with another peer, for applications that want to know: `peer.sessions`."""
 
-    __slots__ = ("_connection",)
+    __slots__ = ("_core", "_room", "methods")
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    @property
-    def _core(self) -> CoreSession:
-        core = self._connection.session
-        assert core is not None
-        return core
+    def __init__(self, core: CoreSession) -> None:
+        self._core = core
+        self._room = trio.Event()
+        #: The running `async` methods that the other peer called. They may outlive the session.
+        self.methods: set[trio.CancelScope] = set()
 
     @property
     def location(self) -> PeerLocator:
@@ -70,11 +91,14 @@ class Session:
     @property
     def netlayer(self) -> str:
         """The transport that carries the session."""
-        return self._connection.netlayer.transport
+        return self._core.location.transport
 
     @property
     def authenticated(self) -> bool:
-        """Whether the netlayer proved to us that the other peer is the one that `location` names."""
+        """Whether the netlayer proved to us that the other peer is the one that `location` names.
+
+        Of a durable session without a connection: whether it did on the last.
+        """
         return self._core.authenticated
 
     @property
@@ -82,13 +106,41 @@ class Session:
         """Why the session is over, or None while it lives."""
         return self._core.ended
 
+    @property
+    def durable(self) -> bool:
+        """Whether the session survives its connection: both peers have agreed on it."""
+        return self._core.durable
+
+    @property
+    def status(self) -> Literal["live", "suspended", "ended"]:
+        """`suspended`: a durable session that was cut, and waits for a connection to go on."""
+        core = self._core
+        if core.ended is not None:
+            return "ended"
+        return "live" if core.attached else "suspended"
+
     def end(self, reason: str = "session ended") -> None:
-        """Ends the session with op:abort: `reason` is sent. Its references break on both sides."""
+        """Ends the session with op:abort: `reason` is sent. Its references break on both sides, for good.
+
+        The peer of a suspended session learns it when it tries to resume.
+        """
         self._core.abort(reason)  # the peer is woken; a pump here would run turns in the caller's stack
 
     async def writable(self) -> None:
         """Waits until the outbox has room for application messages. Raises SessionEnded."""
-        await self._connection.writable()
+        core = self._core
+        await trio.lowlevel.checkpoint()
+        while core.ended is None and not core.has_room:
+            if self._room.is_set():
+                self._room = trio.Event()
+            await self._room.wait()
+        if core.ended is not None:
+            raise fresh(core.ended)
+
+    def make_room(self) -> None:
+        """Something has left the outbox, or the session is over: wakes who waits, if that is enough."""
+        if not self._room.is_set() and (self._core.has_room or self._core.ended is not None):
+            self._room.set()
 
     def stats(self) -> dict[str, int]:
         """Counts of messages and bytes since the start, and the present sizes of queues and tables."""
@@ -155,12 +207,12 @@ class Connection:
         self.session: CoreSession | None = None
         self.public: Session | None = None
         self._sending = True  # the handshake's messages go first
-        self._room = trio.Event()
+        self._early: list[bytes] = []  # messages for the session that came with the handshake
+        #: Cancelled when another connection becomes the session's first.
+        self.attempt = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
         self._reading = trio.CancelScope()
         self._read_room = Wakeup()
-        #: The running `async` methods that the other peer called. They may outlive the session.
-        self.methods: set[trio.CancelScope] = set()
 
     # The handshake
 
@@ -188,6 +240,9 @@ class Connection:
             self._lost(str(error))
             await self._close([])
             raise Disconnected(str(error)) from None
+        except (Refusal, TooLate):
+            await self._close(handshake.outbound)
+            raise
         except BaseException:
             self._lost("the peer was closed")
             await self._close(handshake.outbound)
@@ -199,6 +254,8 @@ class Connection:
         messages = await self.channel.receive(1)
         if not messages:
             raise Disconnected("the connection ended before op:start-session")
+        if handshake.dialled is None and is_resume(messages[0]):
+            return await self._respond(messages[0], handshake)
         start = handshake.read(messages[0])
         if handshake.dialled is None:
             await self.peer.hear_out(start.location)
@@ -208,13 +265,94 @@ class Connection:
         self._sending = False  # what the session sends may go out from now on
         return session
 
+    @property
+    def _wire(self) -> Wire:
+        channel = self.channel
+        assert channel.binding is not None
+        location = self.netlayer.location
+        return Wire(location.transport, channel.binding, channel.authenticated, dict(location.hints) or False)
+
+    async def _respond(self, message: bytes, handshake: Handshake) -> CoreSession:
+        """The peer resumes a session on this connection."""
+        if self.channel.binding is None:
+            raise Refused("no session can be resumed over this connection")
+        responder = Responder(self.peer.node, self._wire)
+        handshake.outbound = responder.outbound
+        try:
+            responder.read_resume(message)
+            session = responder.session
+            assert session is not None
+            self.peer.attempt(session, self)
+            with self.attempt:
+                responder.accept()
+                await self._send_outbound(responder)
+                handshake.outbound = responder.outbound
+                messages = await self.channel.receive(1)
+                if not messages:
+                    raise Disconnected("the connection ended before op:resume-confirm")
+                responder.read_confirm(messages[0])
+                responder.attach()
+                self._live(session)
+                self._sending = False
+                return session
+            raise TooLate("another connection is the session's")
+        except Refusal as refusal:
+            self.peer.refused(responder.session, refusal, self)
+            raise
+
+    async def resume(self, session: CoreSession) -> None:
+        """Resumes a suspended session on this connection, which was dialled for it.
+
+        Raises OCapNError, the connection then being closed.
+        """
+        initiator = Initiator(session, self._wire)
+        try:
+            self.peer.attempt(session, self)
+            with self.attempt:
+                await self._send_outbound(initiator)
+                messages = await self.channel.receive(1)
+                if not messages:
+                    raise Disconnected("the connection ended before op:resume-accept")
+                session.asked_to_resume = None
+                initiator.read_accept(messages[0])
+                initiator.confirm()
+                await self._send_outbound(initiator)
+                self._early = await self.channel.receive(1)
+                if not self._early:
+                    raise Disconnected("the connection ended before the first op:ack")
+                initiator.attach(self._early[0])
+                self._live(session)
+                self._sending = False
+                return
+            raise TooLate("another connection is the session's")
+        except Refusal as refusal:
+            self.peer.refused(session, refusal, self)
+            await self._close(initiator.outbound)
+            raise
+        except ChannelBroken as error:
+            await self._close([])
+            raise Disconnected(str(error)) from None
+        except RemoteProtocolError as error:
+            await self._close([write_abort(str(error))])
+            raise
+        except BaseException:
+            await self._close([])
+            raise
+
     def _lost(self, reason: str) -> None:
         """The connection failed; if the session was there already, it is over before it ran."""
         if self.session is not None:
-            self.session.disconnected(reason)
-            self.peer.gone(self.session)
+            self._disconnected(reason)
+            self.peer.gone(self)
 
-    async def _send_outbound(self, handshake: Handshake) -> None:
+    def _disconnected(self, reason: str) -> None:
+        """The connection is gone. The session may have another by now."""
+        session = self.session
+        assert session is not None
+        if self.peer.connection_of(session) is self:
+            session.disconnected(reason)
+
+    async def _send_outbound(self, handshake: Handshake | Initiator | Responder) -> None:
         messages, handshake.outbound = handshake.outbound, []
         if messages:
             rest = messages[self.channel.send_now(messages) :]
@@ -223,9 +361,9 @@ class Connection:
 
     def _live(self, session: CoreSession) -> None:
         self.session = session
-        self.public = Session(self)
+        self.public = self.peer.public(session)
         self.channel.set_max_message(self.peer.limits.frame)
-        session.on_end = self._ended
+        session.on_leave = self._left
         self.peer.established(self)
         if log.isEnabledFor(logging.INFO):
             log.info("session with %s", shown(session.location.uri))
@@ -241,26 +379,31 @@ class Connection:
                 self.flush()
                 with self._reading:
                     await self._read_loop(session)
-                session.disconnected("the connection was closed")
-                self._nursery.cancel_scope.deadline = trio.current_time() + self.peer.limits.closing
-                self.flush()
-            if not isinstance(session.ended, Disconnected):
+                self._disconnected("the connection was closed")
+                if session.ended is None:  # it goes on elsewhere, or later
+                    self._nursery.cancel_scope.cancel()
+                else:
+                    self._nursery.cancel_scope.deadline = trio.current_time() + self.peer.limits.closing
+                    self.flush()
+            if self._says_why(session):
                 await self._half_close()
         finally:
             self._nursery = None
-            session.disconnected("the peer was closed")
-            self._room.set()
+            self._disconnected("the peer was closed")
+            assert self.public is not None
+            self.public.make_room()
             await self._close([])
-            self.peer.gone(session)
+            self.peer.gone(self)
 
     async def _read_loop(self, session: CoreSession) -> None:
         channel = self.channel
         peer = self.peer
+        assert self.public is not None
         try:
             while session.ended is None:
-                messages = await channel.receive(_BATCH)
+                messages, self._early = self._early or await channel.receive(_BATCH), []
                 if not messages:
-                    session.disconnected("the peer closed the connection")
+                    self._disconnected("the peer closed the connection")
                     break
                 session.last_heard = trio.current_time()
                 peer.busy = True  # `_pump` follows: nobody has to be woken for it
@@ -271,8 +414,7 @@ class Connection:
                     peer.busy = False
                     peer.pump()
                 del message, messages  # while this waits for more, which may be long
-                if not self._room.is_set() and session.has_room:
-                    self._room.set()
+                self.public.make_room()
                 while self._full():
                     peer.paused.append(self)
                     await self._read_room.wait()
@@ -283,7 +425,7 @@ class Connection:
             log.warning("session with %s aborted: %s", shown(session.location.uri), shown(error))
             session.abort(str(error))
         except ChannelBroken as error:
-            session.disconnected(str(error))
+            self._disconnected(str(error))
         peer.pump()
 
     async def _write(self, session: CoreSession) -> None:
@@ -292,27 +434,29 @@ class Connection:
         try:
             while (messages := session.outbox.take()) or channel.unsent:
                 await channel.send(messages)
+                if self.peer.connection_of(session) is not self:
+                    return
                 self._written(session, messages)
         except ChannelBroken as error:
-            session.disconnected(str(error))
+            self._disconnected(str(error))
         finally:
             self._sending = False
 
     def _written(self, session: CoreSession, messages: list[bytes]) -> None:
         session.outbox.written(messages)
-        if not self._room.is_set() and session.has_room:
-            self._room.set()
+        assert self.public is not None
+        self.public.make_room()
 
     def flush(self) -> None:
         """There may be something to send: it is sent at once as far as it can be, and a task sends the rest."""
         session = self.session
         assert session is not None
-        if not self._sending and not isinstance(session.ended, Disconnected):
+        if not self._sending and (session.attached or self._says_why(session)):
             try:
                 if self._all_sent(session):
                     return
             except ChannelBroken as error:
-                session.disconnected(str(error))
+                self._disconnected(str(error))
                 return
             if self._nursery is not None:
                 self._sending = True
@@ -352,20 +496,16 @@ class Connection:
             session.queued_turns > self.peer.limits.queued_turns or session.queued_bytes > _UNREAD_BYTES
         )
 
-    def _ended(self, error: SessionEnded) -> None:
+    def _left(self) -> None:
+        """The session has ended, was cut, or goes on on another connection."""
         self._reading.cancel()
-        self._room.set()
+        assert self.public is not None
+        self.public.make_room()
 
-    async def writable(self) -> None:
-        session = self.session
-        assert session is not None
-        await trio.lowlevel.checkpoint()
-        while session.ended is None and not session.has_room:
-            if self._room.is_set():
-                self._room = trio.Event()
-            await self._room.wait()
-        if session.ended is not None:
-            raise fresh(session.ended)
+    @staticmethod
+    def _says_why(session: CoreSession) -> bool:
+        """Whether a session that has ended still has its last messages to send."""
+        return session.ended is not None and not isinstance(session.ended, Disconnected)
 
     async def _half_close(self) -> None:
         """Half-closes and drains: a plain close with unread input would reset the connection, and the other side

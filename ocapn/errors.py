@@ -7,7 +7,9 @@
     ├── ConnectFailed         no session to that peer could be had
     ├── SessionEnded          the session is over, and with it the reference or the answer
     │   ├── Aborted           the other peer ended it with op:abort; `reason` is what it said
-    │   └── Disconnected      the connection ended without op:abort
+    │   ├── Disconnected      the connection ended without op:abort
+    │   └── SessionLost       a durable session cannot go on; says what was delivered
+    │       └── RolledBack    one of the two peers has lost what it had committed
     ├── Backpressure          the outbox of the session is full
     ├── TooBusy               a limit of the peer that was asked to do something
     ├── RemoteError           the answer broke; carries what the other side sent
@@ -64,6 +66,30 @@ class Aborted(SessionEnded):
 
 class Disconnected(SessionEnded):
     """The connection ended, or fell silent, without `op:abort`."""
+
+
+class SessionLost(SessionEnded):
+    """A durable session cannot be resumed. The other side learns it too, when it tries.
+
+    Of the messages that were sent, `delivered` are known to have been accepted by the peer, the first that were
+    sent; then come `uncertain` of which it is not known, and `never_delivered` that it will never accept.
+    """
+
+    def __init__(self, reason: str, delivered: int = 0, never_delivered: int = 0, uncertain: int = 0) -> None:
+        super().__init__(reason)
+        self.delivered = delivered
+        self.never_delivered = never_delivered
+        self.uncertain = uncertain
+
+    def __str__(self) -> str:
+        return (
+            f"{self.reason} (messages sent: {self.delivered} delivered, "
+            f"{self.uncertain} uncertain, {self.never_delivered} never delivered)"
+        )
+
+
+class RolledBack(SessionLost):
+    """A peer resumed with less than it had committed, as from an old backup: the session ended."""
 
 
 class Backpressure(OCapNError):

@@ -48,7 +48,16 @@ class Limits:
     gifts: int = attrs.field(default=1_000, validator=_positive)
     #: How long a gift, or a withdrawal of one, may wait for its counterpart.
     gift_life: float = attrs.field(default=600.0, validator=_positive)
-    #: Messages waiting for the network in one session; above it application sends meet Backpressure.
+    #: How long a durable session may be without a connection: a laptop closed overnight finds its sessions again.
+    suspended: float = attrs.field(default=86_400.0, validator=_positive)
+    #: Sessions without a connection, with peers that the netlayer did not authenticate: beyond it the one that was
+    #: cut first ends.
+    suspended_sessions: int = attrs.field(default=1_000, validator=_positive)
+    #: What is kept of sessions that are over, so that their peers can be told: how long, and of how many.
+    tombstone_life: float = attrs.field(default=7 * 86_400.0, validator=_positive)
+    tombstones: int = attrs.field(default=10_000, validator=_positive)
+    #: Messages waiting in one session: for the network or, if it is durable, for the peer to acknowledge them. Above
+    #: it application sends meet Backpressure. Both peers' limits count for a durable session.
     outbox_frames: int = attrs.field(default=10_000, validator=_positive)
     #: The same in bytes. At twice either, the session ends: its peer has stopped reading.
     outbox_bytes: int = attrs.field(default=64 << 20, validator=_positive)

@@ -12,15 +12,16 @@ import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import CoroutineType
-from typing import Any, Final, cast, final
+from typing import Any, Final, Literal, cast, final, get_args
 
 import trio
 
 from ocapn.captp.bootstrap import FETCH
 from ocapn.captp.delivery import LocalTarget, PromiseHandle, RefHandle, crossing
 from ocapn.captp.handshake import Crossed, Handshake, State
-from ocapn.captp.node import LATER, Node, Turn
+from ocapn.captp.node import LATER, Introduction, Node, Turn
 from ocapn.captp.passing import copy_result, describe
+from ocapn.captp.resume import KEPT, Refusal
 from ocapn.captp.session import LARGE
 from ocapn.captp.session import Session as CoreSession
 from ocapn.codec.operations import form_of
@@ -33,6 +34,7 @@ from ocapn.errors import (
     OCapNError,
     RemoteError,
     TooBusy,
+    fresh,
     shown,
 )
 from ocapn.limits import Limits
@@ -41,6 +43,7 @@ from ocapn.netlayers.base import Channel, Listener, Netlayer
 from ocapn.promise import Promise
 from ocapn.references import Ref, Target, current_node
 
+log: Final = logging.getLogger("ocapn.session")
 netlayer_log: Final = logging.getLogger("ocapn.netlayer")
 
 #: How long a dial that the other side ended may wait for the session of crossed hellos, seconds.
@@ -50,7 +53,55 @@ _COLLECTING: Final = 0.01
 #: In place of the id of a session, for methods begun when it had ended.
 _LATE: Final = 0
 #: How often what has waited too long is looked for, seconds.
-_EXPIRY: Final = 15.0
+_EXPIRY: Final = 5.0
+#: Between attempts to resume a session: seconds at first, and at most; each is twice the last, less up to half of it.
+_REDIAL: Final = (0.1, 30.0)
+#: A peer that does not know a session may be another at its address, unless it is so for long: times, seconds.
+_UNKNOWN: Final = (3, 600.0)
+
+#: Whether sessions are to survive their connections: asked for and accepted, only accepted, or neither.
+Policy = Literal["offer", "accept", "never"]
+
+
+def _backoff(attempts: int, random: Callable[[int], bytes]) -> float:
+    first, most = _REDIAL
+    delay: float = min(most, first * 2.0 ** min(attempts, 30))
+    return delay * (0.5 + int.from_bytes(random(2), "big") / (1 << 17))
+
+
+_LOST: Final = {
+    "ended": "the peer has ended the session",
+    "expired": "the peer has given the session up",
+    "diverged": "the two peers have different histories of the session",
+}
+
+
+def _lost(reason: str, ours: bool) -> str:
+    """The reason of a refusal that ends a session, for people. `ours`: it is we who refused."""
+    if reason in _LOST:
+        return _LOST[reason]
+    who = "the peer has" if (reason == "you-rolled-back") == ours else "this peer has"
+    return f"{who} lost what it had committed, as if from an old backup"
+
+
+@final
+class _Redial:
+    """A suspended session whose peer is dialled again and again."""
+
+    __slots__ = ("_unknown", "attempts", "hurry")
+
+    def __init__(self) -> None:
+        self.attempts = 0
+        #: Set when somebody wants the session now.
+        self.hurry = trio.Event()
+        self._unknown: list[float] = []
+
+    def unknown(self) -> bool:
+        """The peer has said that it does not know the session; whether it has said so often and long enough."""
+        times, life = _UNKNOWN
+        now = trio.current_time()
+        self._unknown = [*self._unknown[: times - 1], now]
+        return len(self._unknown) >= times and now - self._unknown[0] >= life
 
 
 @final
@@ -80,18 +131,26 @@ class Peer:
         limits: Limits,
         dialect: str | None,
         dialects: Mapping[PeerLocator, str],
+        durable: Policy,
+        durables: Mapping[PeerLocator, Policy],
+        authenticate: Callable[[Introduction], bool] | None,
     ) -> None:
         self.limits = limits
         self._netlayers = {netlayer.transport: netlayer for netlayer in netlayers}
         self._form = form_of(dialect)
         self._forms = {locator: form_of(name) for locator, name in dialects.items()}
+        self._durable = durable
+        self._durables = dict(durables)
         self._connections: dict[CoreSession, Connection] = {}
+        self._publics: dict[CoreSession, Session] = {}
+        self._attempts: dict[CoreSession, set[Connection]] = {}  # connections that a session may resume on
+        self._redials: dict[CoreSession, _Redial] = {}  # suspended sessions
         self._wanted: dict[PeerLocator, _Wanted] = {}
         self._unauthenticated: dict[str, int] = {}
         self._running: dict[int, int] = {}  # methods, by the id of the session that called them
         self._outliving: list[
-            Connection
-        ] = []  # whose methods run on though the session has ended, oldest first
+            tuple[CoreSession, Session]
+        ] = []  # ended, with methods that run on, the oldest first
         self._wakeup = Wakeup()
         self._garbage = Wakeup()
         self._token: trio.lowlevel.TrioToken | None = None
@@ -104,7 +163,7 @@ class Peer:
         self._methods: trio.Nursery | None = None
         self._scopes: set[trio.CancelScope] = set()  # of methods that no session called
         self._listeners: list[tuple[Netlayer, Listener]] = []
-        self._node = Node(
+        self.node = self._node = Node(
             limits=limits,
             now=trio.current_time,
             random=secrets.token_bytes,
@@ -115,6 +174,8 @@ class Peer:
             wake=self._wake,
             wake_from_finaliser=self._wake_from_finaliser,
             collect_soon=self._collect_soon,
+            durable=lambda locator: self._durables.get(locator, self._durable),
+            authenticate=authenticate or (lambda introduction: True),
         )
 
     # What applications use
@@ -171,11 +232,9 @@ class Peer:
         if isinstance(locator, str):
             locator = PeerLocator.parse(locator)
         session = await self._session_with(locator)
-        connection = self._connections.get(session)
-        if connection is None:  # it came, and went before this task ran
-            raise session.ended or ConnectFailed(f"the session with {locator.uri} is over")
-        assert connection.public is not None
-        return connection.public
+        if session.ended is not None:  # it came, and went before this task ran
+            raise fresh(session.ended)
+        return self.public(session)
 
     def locator(self, transport: str | None = None) -> PeerLocator:
         """The locator of this peer over a transport; over the first that listens, or the first, by default.
@@ -188,12 +247,8 @@ class Peer:
 
     @property
     def sessions(self) -> list[Session]:
-        """The live sessions."""
-        return [
-            connection.public
-            for session, connection in self._connections.items()
-            if session.ended is None and connection.public is not None
-        ]
+        """The sessions that have not ended, live and suspended."""
+        return [public for session, public in self._publics.items() if session.ended is None]
 
     def check(self) -> None:
         """The invariants of all sessions, and those between them. Raises AssertionError."""
@@ -293,12 +348,12 @@ class Peer:
         running = self._running.get(key, 0)
         scopes = self._scopes
         if source is not None:
-            connection = self._connections.get(source)
-            if connection is None:  # the session is over: nobody will count what it has running
+            public = self._publics.get(source)
+            if public is None:  # the session is over: nobody will count what it has running
                 key = _LATE
                 running = self._running.get(key, 0)
             else:
-                scopes = connection.methods
+                scopes = public.methods
             if running >= self.limits.running_methods:
                 coroutine.close()
                 raise TooBusy(f"{running} methods run for this session already")
@@ -354,9 +409,11 @@ class Peer:
 
     def _connect(self, locator: PeerLocator, callback: Callable[[CoreSession | OCapNError], None]) -> None:
         """A session with `locator`, told to `callback`: at once, or when it is there."""
-        live = self._node.sessions.get(locator)
-        if live is not None:
-            callback(live)
+        session = self._node.session_with(locator)
+        if session is not None:
+            if session in self._redials:
+                self._redials[session].hurry.set()
+            callback(session)
             return
         if self._closing:
             callback(ConnectFailed("this peer is closing"))
@@ -391,31 +448,145 @@ class Peer:
         session = connection.session
         assert session is not None
         self._connections[session] = connection
+        for other in self._attempts.pop(session, ()):
+            if other is not connection:
+                other.attempt.cancel()
         wanted = self._wanted.pop(session.location, None)
         if wanted is not None:
             wanted.settle(session)
             self._wakeup.set()
+        if self._closing:
+            session.abort("the peer was closed")
 
-    def gone(self, session: CoreSession) -> None:
-        """The connection of a session is closed."""
-        connection = self._connections.pop(session, None)
-        if connection is not None and id(session) in self._running:
-            self._outlives(connection)
+    def gone(self, connection: Connection) -> None:
+        """The connection, which was a session's, is closed."""
+        session = connection.session
+        assert session is not None
+        if self._connections.get(session) is connection:
+            del self._connections[session]
+        self._forget(session)
+        if session not in self._connections and session not in self._redials and not self._over(session):
+            assert self._service is not None
+            self._redials[session] = _Redial()
+            self._service.start_soon(self._redial, session)
         if self._closing and not self._connections:
             self._all_closed.set()
 
-    def _outlives(self, connection: Connection) -> None:
+    def _forget(self, session: CoreSession) -> None:
+        """Forgets a session that has ended and has no connection any more."""
+        if session.ended is None or session in self._connections:
+            return
+        public = self._publics.pop(session, None)
+        if public is not None and id(session) in self._running:
+            self._outlives(session, public)
+
+    def _outlives(self, session: CoreSession, public: Session) -> None:
         """Methods run on though their session has ended: as many as one session may have, for all that have."""
         running = self._running
-        outliving = [one for one in self._outliving if id(one.session) in running]
-        outliving.append(connection)
-        left = sum(running[id(one.session)] for one in outliving)
+        outliving = [one for one in self._outliving if id(one[0]) in running]
+        outliving.append((session, public))
+        left = sum(running[id(one)] for one, _ in outliving)
         while left > self.limits.running_methods:
-            oldest = outliving.pop(0)
-            left -= running[id(oldest.session)]
-            for scope in oldest.methods:
+            oldest, its = outliving.pop(0)
+            left -= running[id(oldest)]
+            for scope in its.methods:
                 scope.cancel()
         self._outliving = outliving
+
+    def public(self, session: CoreSession) -> Session:
+        """The application's end of a session."""
+        public = self._publics.get(session)
+        if public is None:
+            public = self._publics[session] = Session(session)
+        return public
+
+    def connection_of(self, session: CoreSession) -> Connection | None:
+        """The connection that a session has."""
+        return self._connections.get(session)
+
+    # Resuming
+
+    def attempt(self, session: CoreSession, connection: Connection) -> None:
+        """A session is being resumed on the connection, which is dropped if another is quicker."""
+        self._attempts.setdefault(session, set()).add(connection)
+
+    def _attempted(self, connection: Connection) -> None:
+        for session, connections in list(self._attempts.items()):
+            connections.discard(connection)
+            if not connections:
+                del self._attempts[session]
+
+    def refused(self, session: CoreSession | None, refusal: Refusal, connection: Connection) -> None:
+        """A session was not resumed on the connection."""
+        if session is None or session.ended is not None:
+            return
+        reason = refusal.reason
+        log.info("resume of the session with %s: %s", shown(session.location.uri), refusal)
+        if reason == "unknown":
+            redial = self._redials.get(session)
+            if connection.channel.authenticated is not None or (redial is not None and redial.unknown()):
+                session.lose("the peer does not know the session any more: it was restarted without it")
+        elif reason == "stale" and not refusal.ours:
+            log.error("this peer has an old copy of a session that another process goes on with")
+            session.lose("this is an old copy of the session, and another goes on with it", reason=reason)
+        elif reason not in KEPT:
+            if reason == "i-rolled-back" and not refusal.ours and session.heard_lately:
+                return  # it was an old copy of the peer that found this out
+            session.lose(_lost(reason, refusal.ours), refusal.received, reason=reason)
+        self._wakeup.set()
+        self._forget(session)
+
+    def _over(self, session: CoreSession) -> bool:
+        """Whether nobody has to dial for a session that was cut."""
+        return session.attached or session.ended is not None or self._closing
+
+    async def _redial(self, session: CoreSession) -> None:
+        """Dials the peer of a suspended session until it resumes, on whatever connection, or ends."""
+        redial = self._redials[session]
+        delay = 0.0
+        try:
+            while not self._over(session):
+                with trio.move_on_after(delay):
+                    await redial.hurry.wait()
+                if self._over(session):
+                    break
+                try:
+                    connection = await self._resumed(session, first=not redial.attempts)
+                except OCapNError as error:
+                    log.info("resume of the session with %s: %s", shown(session.location.uri), shown(error))
+                    redial.hurry = trio.Event()
+                    redial.attempts += 1
+                    delay = _backoff(redial.attempts, self._node.random)
+                else:
+                    del self._redials[session]
+                    await connection.run()
+                    return
+        finally:
+            if self._redials.get(session) is redial:
+                del self._redials[session]
+        self._forget(session)
+
+    async def _resumed(self, session: CoreSession, *, first: bool) -> Connection:
+        """Resumes a session on a new connection. Raises OCapNError."""
+        locator = session.location
+        netlayer = self._netlayers.get(locator.transport)
+        if netlayer is None:
+            raise ConnectFailed(f"this peer has no netlayer {locator.transport}")
+        with trio.move_on_after(self.limits.handshake):
+            channel = await netlayer.dial(locator, self.limits)
+            connection = Connection(self, netlayer, channel)
+            if self._over(session) or channel.binding is None:
+                await channel.aclose()
+                raise ConnectFailed("the session went on meanwhile, or cannot over this connection")
+            if first:
+                session.asked_to_resume = trio.current_time()
+            try:
+                await connection.resume(session)
+            finally:
+                session.asked_to_resume = None
+                self._attempted(connection)
+            return connection
+        raise ConnectFailed(f"{locator.uri} did not answer within {self.limits.handshake:g} s")
 
     async def _dial(self, locator: PeerLocator) -> None:
         """Dials until there is a session, or says why there is none."""
@@ -452,6 +623,7 @@ class Peer:
             with scope:
                 channel = await netlayer.dial(locator, self.limits)
                 handshake.authenticated = channel.authenticated
+                handshake.resumable = channel.binding is not None
                 connection = Connection(self, netlayer, channel)
                 await connection.shake_hands(handshake)
                 return connection
@@ -498,6 +670,7 @@ class Peer:
             dialled=None,
             authenticated=channel.authenticated,
             form=self._form,
+            resumable=channel.binding is not None,
         )
         try:
             await connection.shake_hands(handshake)
@@ -505,6 +678,7 @@ class Peer:
             netlayer_log.info("%s: no session: %s", source, shown(error))
             return
         finally:
+            self._attempted(connection)
             left = self._unauthenticated[source] - 1
             if left:
                 self._unauthenticated[source] = left
@@ -550,7 +724,7 @@ class Peer:
         """Breaks what is owed, flushes, closes; then cancels what runs."""
         self._closing = True
         with trio.CancelScope(shield=True), trio.move_on_after(self.limits.closing + self.limits.draining):
-            for session in list(self._connections):
+            for session in list(self._publics):
                 session.abort("the peer was closed")
             wanted, self._wanted = self._wanted, {}
             for one in wanted.values():
@@ -580,12 +754,20 @@ async def open_peer(
     limits: Limits | None = None,
     dialect: str | None = None,
     dialects: Mapping[PeerLocator, str] | None = None,
+    durable: Policy = "offer",
+    durables: Mapping[PeerLocator, Policy] | None = None,
+    authenticate: Callable[[Introduction], bool] | None = None,
 ) -> AsyncIterator[Peer]:
     """Runs a peer for as long as the block: `async with ocapn.open_peer(netlayers=[...]) as peer:`.
 
     It listens on every netlayer that can. `dialect` is how to write to peers that have not shown what they read:
     "2026-02", "2026-02-text-order", "2026-02-singular-gc" or "2026-01" (spec/wire.md), by default the newest, adapting;
     `dialects` says so for single peers.
+
+    `durable` says whether sessions are to survive their connections: "offer" asks for it when dialling and accepts
+    when asked, "accept" only accepts, "never" does neither; `durables` says so for single peers (spec/resume.md).
+    `authenticate` is asked whether a peer may begin, or resume, a session.
+
     On leaving, sessions end with op:abort after what is queued was flushed (at most `limits.closing` seconds), then
     running methods are cancelled.
 
@@ -595,7 +777,10 @@ async def open_peer(
     transports = [netlayer.transport for netlayer in netlayers]
     if not transports or len(set(transports)) != len(transports):
         raise ValueError("a peer has at least one netlayer, and at most one of each transport")
-    peer = Peer(netlayers, limits or Limits(), dialect, dialects or {})
+    for policy in (durable, *(durables or {}).values()):
+        if policy not in get_args(Policy):
+            raise ValueError(f"durable is one of {', '.join(get_args(Policy))}, not {policy!r}")
+    peer = Peer(netlayers, limits or Limits(), dialect, dialects or {}, durable, durables or {}, authenticate)
     failure: BaseException | None = None
     try:
         await peer._listen()

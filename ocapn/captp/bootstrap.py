@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, final
 
 from ocapn.captp.delivery import CoreTarget, RemoteVow, Vow, error_of
+from ocapn.captp.frames import DURABLE_SESSION
 from ocapn.captp.handoff import DEPOSIT_GIFT, WITHDRAW_GIFT
 from ocapn.errors import RemoteError
 from ocapn.model.values import Symbol
@@ -40,6 +41,8 @@ class Bootstrap(CoreTarget):
                 return None
             case [method, envelope] if method is WITHDRAW_GIFT:
                 return node.gifts.withdraw(session, envelope).handle()
+            case [method, *_] if method is DURABLE_SESSION:
+                return session.agree(args)
         raise RemoteError("the bootstrap object takes fetch, deposit-gift and withdraw-gift")
 
 

@@ -24,6 +24,8 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Final, final
 
+from ocapn.captp.frames import Agreement, terms_of
+from ocapn.captp.node import Introduction
 from ocapn.captp.session import Session
 from ocapn.codec.operations import OPERATIONS, Abort, Form, StartSession, write_abort, write_start_session
 from ocapn.codec.syrup import Decoder, Encoder
@@ -94,12 +96,15 @@ class Handshake:
         dialled: PeerLocator | None,
         authenticated: str | None,
         form: Form,
+        resumable: bool = False,
     ) -> None:
         self._node = node
         self._own = own
         self.dialled = dialled
         self.authenticated = authenticated
         self._form = form
+        #: Whether a session could be resumed over the connection.
+        self.resumable = resumable
         #: Called when another connection wins: this one is to be closed.
         self.on_drop: Callable[[], None] | None = None
         self.key = SessionKey(node.random(32))
@@ -148,6 +153,8 @@ class Handshake:
             raise Refused("this is our own session key")
         if self._node.is_own(location):
             raise Refused("this is our own location")
+        if self._node.knows_key(operation.public_key):
+            raise Refused("the session key is that of another session")
         if self.dialled is not None and location != self.dialled:
             raise Refused(f"{self.dialled.uri} was dialled, and {location.uri} answered")
         if self.authenticated is not None and location.designator != self.authenticated:
@@ -178,19 +185,35 @@ class Handshake:
             if not dial.outbound and dial.key.public_id > public_id(start.public_key):
                 raise Crossed("crossed hellos: the other connection is the session")
             dial.drop("crossed hellos: the other connection is the session")
+        authenticated = self.authenticated is not None
+        if not node.authenticate(Introduction(location, start.public_key, False, authenticated)):
+            raise Refused("this peer does not want a session with that peer")
         if self.dialled is None:
             self._send_start()
         self._step(Event.ACCEPTED)
+        if authenticated:  # nobody else can say so: the peer has forgotten the session that it had with us
+            for kept in [one for one in node.suspended.values() if one.location == location]:
+                kept.lose("the peer has begun a new session")
         return Session(
             node,
             key=self.key,
             peer_key=start.public_key,
             location=location,
             dialled=self.dialled is not None,
-            authenticated=self.authenticated is not None,
+            authenticated=authenticated,
             form=self._form,
             now=now,
+            agreement=self._agreement(location),
         )
+
+    def _agreement(self, location: PeerLocator) -> Agreement | None:
+        """How a durable session is to be agreed on, if the policy for that peer, and the connection, allow one."""
+        policy = self._node.durable(location)
+        if policy == "never" or not self.resumable or not terms_of(self._node.limits).enough:
+            return None
+        if self.dialled is None:
+            return Agreement.UNDECIDED
+        return Agreement.ASKING if policy == "offer" else None
 
     def refuse(self, reason: str) -> None:
         """Ends the connection with op:abort, unless it has ended."""

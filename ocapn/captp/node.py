@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, final
 
+import attrs
+
 from ocapn.captp.delivery import (
     CoreTarget,
     LocalTarget,
@@ -23,6 +25,7 @@ from ocapn.captp.delivery import (
 )
 from ocapn.captp.handoff import Gifts
 from ocapn.captp.tables import Import
+from ocapn.crypto import SessionKey
 from ocapn.errors import OCapNError, RemoteError, SessionEnded, shown
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
@@ -63,6 +66,35 @@ class _Past:
         self.peer_id = peer_id
         self.peer_key = peer_key
         self.until = until
+
+
+@final
+@attrs.frozen
+class Tombstone:
+    """What is kept of a durable session that is over, so that its peer can be told (spec/resume.md, Ends)."""
+
+    id: bytes
+    key: SessionKey
+    peer_id: bytes
+    peer_key: bytes
+    reason: str
+    received: int
+    until: float
+
+
+@final
+@attrs.frozen
+class Introduction:
+    """Who wants a session with this peer, or wants to resume one.
+
+    `public_key` is the peer's Ed25519 key in this session; `authenticated` says whether the netlayer proved that the
+    peer is the one that `locator` names.
+    """
+
+    locator: PeerLocator
+    public_key: bytes
+    resumes: bool
+    authenticated: bool
 
 
 @final
@@ -112,6 +144,8 @@ class Node:
         wake: Callable[[], None],
         wake_from_finaliser: Callable[[], None],
         collect_soon: Callable[[], None],
+        durable: Callable[[PeerLocator], str] = lambda locator: "never",
+        authenticate: Callable[[Introduction], bool] = lambda introduction: True,
     ) -> None:
         self.limits = limits
         self.now = now
@@ -123,6 +157,10 @@ class Node:
         self.wake = wake
         self.wake_from_finaliser = wake_from_finaliser
         self.collect_soon = collect_soon
+        self.durable = durable
+        self.authenticate = authenticate
+        #: Called when a session was cut, has resumed or has ended.
+        self.on_status: Callable[[Session], None] | None = None
         #: Identifier of the thread that the node is used from.
         self.thread = 0
         self.own: list[PeerLocator] = []
@@ -130,6 +168,13 @@ class Node:
         #: Live sessions by the location of their peer.
         self.sessions: dict[PeerLocator, Session] = {}
         self._by_id: dict[bytes, Session] = {}
+        #: Sessions without a connection, the one that was cut first at the front.
+        self.suspended: dict[bytes, Session] = {}
+        self._beside: list[Session] = []  # live, while another is the live session at that location
+        self._tombstones: dict[bytes, Tombstone] = {}
+        self._keys: dict[
+            bytes, bytes
+        ] = {}  # of the peers of kept sessions, live or dead: public key to session id
         self._past: dict[bytes, _Past] = {}
         self._left: list[Session] = []  # ended sessions with messages on promises, the oldest first
         #: Connections that we opened and that are not sessions yet.
@@ -155,15 +200,101 @@ class Node:
         self.sessions[session.location] = session
         self._by_id[session.id] = session
 
+    def keep(self, session: Session) -> None:
+        """The session is to be durable: its peer's key is for no other session from now on."""
+        self._keys[session.peer_key] = session.id
+
+    def suspend(self, session: Session) -> None:
+        """The session was cut. It is not live any more, and has not ended."""
+        self._not_live(session)
+        self.suspended[session.id] = session
+        if not session.authenticated:
+            strangers = [one for one in self.suspended.values() if not one.authenticated]
+            if len(strangers) > self.limits.suspended_sessions:
+                strangers[0].lose("too many sessions are suspended", reason="expired")
+        self._status(session)
+
+    def attached(self, session: Session) -> None:
+        """The session has a connection again. One that was started meanwhile stays the one to send to."""
+        self.suspended.pop(session.id, None)
+        if self.sessions.setdefault(session.location, session) is not session:
+            self._beside.append(session)
+        self._status(session)
+
+    def _status(self, session: Session) -> None:
+        if self.on_status is not None:
+            self.on_status(session)
+
+    def _not_live(self, session: Session) -> None:
+        location = session.location
+        if self.sessions.get(location) is session:
+            del self.sessions[location]
+            for other in self._beside:
+                if other.location == location:
+                    self.sessions[location] = other
+                    self._beside.remove(other)
+                    break
+        elif session in self._beside:
+            self._beside.remove(session)
+
+    def session_with(self, location: PeerLocator) -> Session | None:
+        """The session to send on: the live one, else the one that is suspended."""
+        live = self.sessions.get(location)
+        if live is not None:
+            return live
+        return next((one for one in self.suspended.values() if one.location == location), None)
+
+    def kept_session(self, session_id: bytes) -> Session | None:
+        """The durable session with that id, if it has not ended."""
+        session = self._by_id.get(session_id)
+        return session if session is not None and session.durable else None
+
+    def kept(self, session_id: bytes) -> Session | Tombstone | None:
+        """The same, or what is kept of it."""
+        return self.kept_session(session_id) or self._tombstones.get(session_id)
+
+    def knows_key(self, public_key: bytes) -> bool:
+        """Whether the key is that of a peer of a session that is kept, or was: it is not for another session."""
+        return public_key in self._keys
+
+    def admits(self, session: Session, authenticated: str | None) -> bool:
+        """Whether the application lets the peer of a session resume it."""
+        return self.authenticate(
+            Introduction(session.location, session.peer_key, True, authenticated is not None)
+        )
+
+    def _bury(self, session: Session) -> None:
+        """The session is over; its peer may not know."""
+        frames = session.frames
+        if frames is None or not frames.settled:
+            return
+        while len(self._tombstones) >= self.limits.tombstones:
+            self._erase(next(iter(self._tombstones.values())))
+        self._tombstones[session.id] = Tombstone(
+            session.id,
+            session.key,
+            session.peer_id,
+            session.peer_key,
+            session.reason or "ended",
+            frames.taken,
+            self.now() + self.limits.tombstone_life,
+        )
+
+    def _erase(self, tombstone: Tombstone) -> None:
+        del self._tombstones[tombstone.id]
+        self._keys.pop(tombstone.peer_key, None)
+
     def remove_session(self, session: Session) -> None:
         """The session has ended: forgets it, but for what handoffs may still need."""
-        if self.sessions.get(session.location) is session:
-            del self.sessions[session.location]
+        self._not_live(session)
+        self.suspended.pop(session.id, None)
         if self._by_id.pop(session.id, None) is not None:
+            self._bury(session)
             if len(self._past) >= _MAX_PAST:
                 del self._past[next(iter(self._past))]
             until = self.now() + self.limits.gift_life
             self._past[session.id] = _Past(session.peer_id, session.peer_key, until)
+            self._status(session)
         self.gifts.session_ended(session.id)
 
     def left_behind(self, session: Session) -> None:
@@ -192,11 +323,21 @@ class Node:
                 del self.dials[location]
 
     def expire(self) -> None:
-        """Forgets what has waited too long. To be called every few seconds."""
+        """Forgets what has waited too long, and keeps sessions alive. To be called every few seconds."""
         now = self.now()
         self.gifts.expire(now)
         for session_id in [key for key, past in self._past.items() if past.until <= now]:
             del self._past[session_id]
+        for tombstone in list(self._tombstones.values()):
+            if tombstone.until > now:
+                break
+            self._erase(tombstone)
+        for session in list(self.suspended.values()):
+            assert session.frames is not None
+            if now - session.frames.since >= session.life:
+                session.lose(f"it was suspended for more than {session.life:g} s", reason="expired")
+        for session in list(self._by_id.values()):
+            session.keep_alive()
 
     # Turns
 
@@ -379,4 +520,18 @@ class Node:
             assert session.location == location, "a session is kept under another location"
             assert self._by_id.get(session.id) is session, "a session is not found by its id"
             session.check()
-        assert len(self._by_id) == len(self.sessions), "a session is found by id alone"
+        for session_id, session in self._by_id.items():
+            assert session.ended is None, "an ended session is found by its id"
+            if session.frames is not None and session.frames.settled:
+                assert self._keys.get(session.peer_key) == session_id, "a session's key could begin another"
+            if session.attached:
+                assert session_id not in self.suspended, "a session is live and suspended"
+                assert session.location in self.sessions, "a live session is not found by its location"
+            else:
+                assert self.suspended.get(session_id) is session, (
+                    "a session has no connection and is not suspended"
+                )
+                session.check()
+        assert self.suspended.keys() <= self._by_id.keys(), "a session is suspended that has ended"
+        kept = self._by_id.keys() | self._tombstones.keys()
+        assert kept >= set(self._keys.values()), "keys are kept of sessions that are forgotten"

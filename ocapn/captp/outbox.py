@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, final
 
 from ocapn.codec.operations import write_gc_answers, write_gc_exports
+from ocapn.codec.resumption import write_ack
 
 if TYPE_CHECKING:
     from ocapn.captp.session import Session
@@ -17,9 +18,13 @@ _WORTH: Final = 100
 
 @final
 class Outbox:
-    """`frames` and `size` (bytes) count what the network has not taken yet, `messages` included."""
+    """`frames` and `size` (bytes) count what the network has not taken yet, `messages` included.
+
+    Of a durable session, op:ack waits and goes as garbage does. While it is suspended nothing is here.
+    """
 
     __slots__ = (
+        "_ack",
         "_answers",
         "_due",
         "_exports",
@@ -41,15 +46,29 @@ class Outbox:
         self._listed = False  # with the node, as a session that has something to send
         self._known = False  # with the node, as a session that has garbage
         self._due = False  # garbage has waited long enough
+        self._ack = False  # op:ack has
 
     def append(self, message: bytes) -> None:
         """One more message."""
+        if not self._session.attached:
+            return  # it is kept among the frames, and goes out when the session resumes
         self.messages.append(message)
         self.frames += 1
         self.size += len(message)
+        self._list()
+
+    def _list(self) -> None:
         if not self._listed:
             self._listed = True
             self._session.node.dirty(self._session)
+
+    def acknowledge(self, *, at_once: bool = False) -> None:
+        """There are frames to acknowledge: soon, or at once."""
+        if at_once:
+            self._ack = True
+            self._list()
+        else:
+            self._collect_later()
 
     def returned(self, position: int, count: int) -> None:
         """An import that nobody holds any more, and how often it came."""
@@ -77,9 +96,11 @@ class Outbox:
         self._known = False
         if self._exports or self._answers:
             self._due = True
-            if not self._listed:
-                self._listed = True
-                self._session.node.dirty(self._session)
+            self._list()
+        frames = self._session.frames
+        if frames is not None and frames.untold:
+            self._ack = True
+            self._list()
 
     def take(self) -> list[bytes]:
         """What is to be sent, in order; garbage last, in as few messages as possible."""
@@ -96,9 +117,29 @@ class Outbox:
             answers, self._answers = self._answers, []
             for i in range(0, len(answers), _BATCH):
                 session.send(write_gc_answers(answers[i : i + _BATCH], session.form))
+        if self._ack:
+            self._ack = False
+            frames = session.frames
+            if frames is not None and session.ended is None:
+                self.append(write_ack(frames.tell(session.node.now())))
         self._listed = False
         taken, self.messages = self.messages, []
         return taken
+
+    def begin(self, messages: list[bytes]) -> None:
+        """The session resumes on a new connection, and these go first."""
+        self.messages = []
+        self.frames = self.size = 0
+        for message in messages:
+            self.append(message)
+        if self._exports or self._answers:
+            self._collect_later()
+
+    def suspend(self) -> None:
+        """The connection is gone. What was on its way is kept among the frames."""
+        self.messages = []
+        self.frames = self.size = 0
+        self._ack = False
 
     def seen(self) -> None:
         """The network cannot take more yet: the node is told again of what is appended meanwhile."""
@@ -116,12 +157,18 @@ class Outbox:
     @property
     def full(self) -> bool:
         """Whether applications have to wait before they send more."""
+        frames = self._session.frames
+        if frames is not None:
+            return frames.full
         limits = self._session.node.limits
         return self.frames >= limits.outbox_frames or self.size >= limits.outbox_bytes
 
     @property
     def overflown(self) -> bool:
         """Whether so much waits that the session must end: its peer does not read."""
+        frames = self._session.frames
+        if frames is not None:
+            return frames.overflown
         limits = self._session.node.limits
         return self.frames >= 2 * limits.outbox_frames or self.size >= 2 * limits.outbox_bytes
 

@@ -23,10 +23,12 @@ from ocapn.captp.delivery import (
     Sent,
     Telling,
     Vow,
+    Waiting,
     broken,
     crossing,
     select,
 )
+from ocapn.captp.frames import DURABLE_SESSION, Agreement, Frames, read_terms, terms_of
 from ocapn.captp.handoff import DEPOSIT_GIFT, Certificate, receive_give
 from ocapn.captp.outbox import Outbox
 from ocapn.captp.tables import Export, Tables
@@ -53,6 +55,7 @@ from ocapn.codec.operations import (
     write_listen,
     write_select,
 )
+from ocapn.codec.resumption import Hints, write_ack
 from ocapn.codec.syrup import Decoder, Encoder
 from ocapn.crypto import SessionKey, public_id, session_id, sign_give
 from ocapn.errors import (
@@ -63,7 +66,9 @@ from ocapn.errors import (
     OCapNError,
     RemoteError,
     RemoteProtocolError,
+    RolledBack,
     SessionEnded,
+    SessionLost,
     TooBusy,
     fresh,
 )
@@ -74,6 +79,13 @@ if TYPE_CHECKING:
     from ocapn.captp.node import Node
 
 _BOOTSTRAP: Final = descriptor_bytes(EXPORT, 0)
+_BOOTSTRAP_DESCRIPTOR: Final = Descriptor(EXPORT, 0)
+#: So long is waited for the answer whether a session is to be durable, seconds.
+_ANSWER_WITHIN: Final = 30.0
+#: An op:ack goes out on a durable session at least this often, seconds.
+_ALIVE: Final = 15.0
+#: A suspended session with nothing in its tables is kept for this long, seconds.
+_EMPTY_LIFE: Final = 60.0
 
 #: Messages of fewer bytes are not counted for what their arguments take: their number is bounded.
 LARGE: Final = 4096
@@ -81,6 +93,19 @@ LARGE: Final = 4096
 _HANDOFF_COUNTS: Final = 1000
 
 Trace = Callable[[str, bytes], None]
+
+
+class _Asked(Waiting):
+    """Waits for the answer whether the session is to be durable."""
+
+    __slots__ = ("session",)
+    listens = True
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def settle(self, vow: Vow) -> None:
+        self.session.answered(vow)
 
 
 class Session:
@@ -101,12 +126,15 @@ class Session:
         "_parts",
         "_spent",
         "_watchers",
+        "asked_to_resume",
+        "attached",
         "authenticated",
         "bootstrap",
         "counters",
         "dialled",
         "ended",
         "form",
+        "frames",
         "held",
         "held_bytes",
         "id",
@@ -116,13 +144,14 @@ class Session:
         "location",
         "lost",
         "node",
-        "on_end",
+        "on_leave",
         "outbox",
         "peer_id",
         "peer_key",
         "queued_bytes",
         "queued_turns",
         "reading",
+        "reason",
         "tables",
         "trace",
         "withdrawing",
@@ -139,6 +168,7 @@ class Session:
         authenticated: bool,
         form: Form,
         now: float,
+        agreement: Agreement | None = None,
     ) -> None:
         self.node = node
         self.key = key
@@ -153,7 +183,16 @@ class Session:
         self.tables = Tables(node.limits)
         self.bootstrap = _BOOTSTRAP
         self.ended: SessionEnded | None = None
-        self.on_end: Callable[[SessionEnded], None] | None = None
+        #: Called when the session leaves its connection, because it has ended or was cut.
+        self.on_leave: Callable[[], None] | None = None
+        #: Whether there is a connection; without one a session that has not ended is suspended.
+        self.attached = True
+        #: The frames of a durable session, or of one that may become durable.
+        self.frames: Frames | None = None
+        #: When we sent op:resume-session, for the first time since the cut, without an answer so far.
+        self.asked_to_resume: float | None = None
+        #: Why a resume is refused: `ended` or `expired` once the session is over.
+        self.reason: str | None = None
         self.trace: Trace | None = None
         self.outbox = Outbox(self)
         self.queued_turns = 0
@@ -181,10 +220,21 @@ class Session:
         self._watchers: list[Vow] = []
         self._many_watchers = 64  # from which on it is looked which of them are still wanted
         node.add_session(self)
+        if agreement is not None:
+            terms = terms_of(node.limits)
+            self.frames = Frames(agreement, self.id, key.public_id, self.peer_id, terms, now)
+            if agreement is Agreement.ASKING:
+                self._ask()
 
     def __repr__(self) -> str:
-        state = "live" if self.ended is None else f"ended: {self.ended.reason}"
-        return f"<Session with {self.location.uri}, {state}>"
+        return f"<Session with {self.location.uri}, {self.state}>"
+
+    @property
+    def state(self) -> str:
+        """For people."""
+        if self.ended is not None:
+            return f"ended: {self.ended.reason}"
+        return "live" if self.attached else "suspended"
 
     # Receiving
 
@@ -197,11 +247,19 @@ class Session:
         counters[1] += len(data)
         if self.trace is not None:
             self.trace("<-", data)
+        frames = self.frames
+        if frames is not None:
+            if not frames.take(data):
+                return
+            if frames.settled:
+                self.outbox.acknowledge(at_once=frames.ack_due)
         self.reading = len(data)
         decoder = self._decoder
         operation = decoder.decode(data)
         if decoder.text_order and not self.form.text_order:
             self.form.text_order = self._encoder.text_order = True
+        if frames is not None and frames.agreement is Agreement.UNDECIDED and frames.taken == 1:
+            self._decide(operation)
         if type(operation) is Deliver:
             self._receive_deliver(operation)
         elif type(operation) is GcExports:
@@ -516,6 +574,11 @@ class Session:
         counters[3] += len(message)
         if self.trace is not None:
             self.trace("->", message)
+        frames = self.frames
+        if frames is not None:
+            frames.number(message)
+            if frames.full and not frames.settled:
+                self.ordinary()
         self.outbox.append(message)
 
     def _write_reference(self, encoder: Encoder, value: object) -> None:
@@ -568,6 +631,128 @@ class Session:
         self._exported.append(slot)
         encoder.parts.append(descriptor_bytes(kind, slot.position))
 
+    # Durable sessions (spec/resume.md)
+
+    def _ask(self) -> None:
+        """Asks for a durable session: our first frame."""
+        vow = RemoteVow(self, ANSWER, 0, b"")
+        vow.released = vow.listening = True
+        resolver = self.tables.export_resolver(vow).position
+        assert self.frames is not None
+        args = self._encode_args(self.frames.terms.value)
+        self.send(b"<10'op:deliver%b%bf<18'desc:import-object%d+>>" % (_BOOTSTRAP, args, resolver))
+        vow.add(_Asked(self))
+
+    def answered(self, vow: Vow) -> None:
+        """The peer has answered the question whether the session is to be durable."""
+        terms = read_terms(vow.value) if vow.state == FULFILLED else None
+        if self.ended is not None:
+            return
+        if terms is None:
+            if vow.state == FULFILLED:
+                self.abort("a durable session was granted on terms that are none")
+            else:
+                self.ordinary()
+        elif self.frames is None:
+            self.abort("a durable session was granted too late")
+        else:
+            self.frames.agree(terms, Agreement.AGREED)
+            self.node.keep(self)
+            self.outbox.acknowledge(at_once=True)
+
+    def _decide(self, operation: object) -> None:
+        """The peer's first frame: it asks for a durable session with it, or the session is ordinary for good."""
+        if not (
+            isinstance(operation, Deliver)
+            and operation.to == _BOOTSTRAP_DESCRIPTOR
+            and operation.answer < 0
+            and operation.resolver is not None
+            and operation.args[:1] == [DURABLE_SESSION]
+        ):
+            self.ordinary()
+
+    def agree(self, args: list[object]) -> list[object]:
+        """The peer asks for a durable session: what we offer. Raises RemoteError if there will be none."""
+        frames = self.frames
+        if frames is None or frames.agreement is not Agreement.UNDECIDED:
+            raise RemoteError("this session is not to be durable, or is already")
+        terms = read_terms(args)
+        if terms is None:
+            self.ordinary()
+            raise RemoteError("that is no offer of a durable session that could be accepted")
+        offer = frames.terms.value
+        frames.agree(terms, Agreement.PROVISIONAL)
+        self.node.keep(self)
+        self.outbox.acknowledge()
+        return offer
+
+    def ordinary(self) -> None:
+        """The session ends with its connection, for good."""
+        self.frames = None
+
+    @property
+    def durable(self) -> bool:
+        """Whether the session survives its connection."""
+        return self.frames is not None and self.frames.agreement is Agreement.AGREED
+
+    @property
+    def heard_lately(self) -> bool:
+        """Whether there is a connection that something came on within the limit of silence."""
+        return self.attached and self.node.now() - self.last_heard < self.node.limits.silence
+
+    @property
+    def received(self) -> int:
+        """How many frames were taken."""
+        return 0 if self.frames is None else self.frames.taken
+
+    def attach(self, received: int, first: int, authenticated: str | None) -> None:
+        """The session goes on, on a new connection: the peer has our frames up to `received`, and sends from `first`.
+
+        A connection that it still had is left.
+        """
+        frames = self.frames
+        assert frames is not None
+        self._leave()
+        now = self.last_heard = self.node.now()
+        again = frames.attach(received, first, now)
+        self.attached = True
+        self.authenticated = authenticated is not None
+        self.asked_to_resume = None
+        self.node.attached(self)
+        self.outbox.begin([write_ack(frames.tell(now)), *again])
+
+    def moved(self, hints: Hints) -> None:
+        """The peer says how it can be reached from now on."""
+        location = self.location
+        self.location = PeerLocator(location.transport, location.designator, hints or None)
+
+    def keep_alive(self) -> None:
+        """To be called every few seconds: acknowledges now and then, and finds out that nobody is there."""
+        frames = self.frames
+        if frames is None or not self.attached:
+            return
+        now = self.node.now()
+        if frames.agreement is Agreement.ASKING and now - frames.since >= _ANSWER_WITHIN:
+            self.ordinary()
+        elif self.durable:
+            if now - self.last_heard >= self.node.limits.silence:
+                self.disconnected("nothing was heard from the peer")
+            elif now - frames.told_at >= _ALIVE:
+                self.outbox.acknowledge(at_once=True)
+
+    def _leave(self) -> None:
+        leave, self.on_leave = self.on_leave, None
+        self.attached = False
+        if leave is not None:
+            leave()
+
+    @property
+    def life(self) -> float:
+        """How long the session may be suspended, seconds. One that holds nothing may still have been sent something."""
+        frames = self.frames
+        assert frames is not None
+        return frames.terms.life if frames.kept or any(self.tables.sizes().values()) else _EMPTY_LIFE
+
     # Handoffs
 
     def next_handoff_count(self) -> int:
@@ -617,17 +802,43 @@ class Session:
     def abort(self, reason: str) -> None:
         """Ends the session with op:abort."""
         if self.ended is None:
+            if self.durable:
+                assert self.frames is not None
+                self.outbox.append(write_ack(self.frames.tell(self.node.now())))
+            frames, self.frames = self.frames, None  # op:abort is no frame
             self.send(write_abort(reason))
+            self.frames = frames
             self._end(SessionEnded(reason))
 
     def disconnected(self, reason: str) -> None:
         """The connection is gone."""
-        if self.ended is None:
-            self._end(Disconnected(reason))
+        if self.ended is None and self.attached:
+            if self.durable:
+                assert self.frames is not None
+                self.frames.since = self.node.now()
+                self.outbox.suspend()
+                self._leave()
+                self.node.suspend(self)
+            else:
+                self._end(Disconnected(reason))
 
-    def _end(self, error: SessionEnded) -> None:
+    def lose(self, why: str, received: int | None = None, *, reason: str = "ended") -> None:
+        """The durable session cannot go on. `received`: how many of our frames the peer has, if that is known."""
+        if self.ended is None:
+            frames = self.frames
+            assert frames is not None
+            known = frames.acked if received is None else min(max(received, frames.acked), frames.sent)
+            left = frames.sent - known
+            never, uncertain = (0, left) if received is None else (left, 0)
+            kind = RolledBack if reason.endswith("rolled-back") or reason == "stale" else SessionLost
+            self._end(
+                kind(why, known, never, uncertain), reason="expired" if reason == "expired" else "ended"
+            )
+
+    def _end(self, error: SessionEnded, reason: str = "ended") -> None:
         """Breaks what the peer owes, and lets go of what it held."""
         self.ended = error
+        self.reason = reason
         self.node.remove_session(self)
         tables = self.tables
         owed: list[Vow] = list(tables.questions.values())
@@ -643,8 +854,7 @@ class Session:
         self.outbox.forget_garbage()
         if self.held:
             self.node.left_behind(self)
-        if self.on_end is not None:
-            self.on_end(error)
+        self._leave()
 
     def watch(self) -> Vow:
         """A vow that is fulfilled with the error when the session ends."""
@@ -671,6 +881,7 @@ class Session:
             "bytes_sent": bytes_out,
             "outbox_messages": self.outbox.frames,
             "outbox_bytes": self.outbox.size,
+            "frames_kept": 0 if self.frames is None else len(self.frames.kept),
             "turns_waiting": self.queued_turns,
             "messages_on_promises": len(self.held),
             "gifts_waiting": deposited,
@@ -688,6 +899,8 @@ class Session:
         assert self.queued_turns >= 0, "turns are miscounted"
         assert self.queued_bytes >= 0, "bytes of turns are miscounted"
         assert self.held_bytes == sum(item.size for item in self.held), "messages on promises are miscounted"
+        if self.frames is not None:
+            self.frames.check()
         if self.ended is not None:
             assert not any(tables.sizes().values()), "an ended session keeps references"
 
@@ -696,7 +909,8 @@ class Session:
         tables = self.tables
         return {
             "peer": self.location.uri,
-            "state": "live" if self.ended is None else f"ended: {self.ended.reason}",
+            "state": self.state,
+            "durable": self.durable,
             "exports": {
                 position: {"count": slot.count, "is": _describe(slot.value)}
                 for position, slot in sorted(tables.exports.items())

@@ -85,7 +85,8 @@ def _run(given: argparse.Namespace) -> None:
 async def _call(sturdyref: SturdyRef, args: list[object], given: argparse.Namespace) -> str:
     """The printed answer: it is made while the session lives, as references in it are described."""
     netlayers = dialling()
-    async with open_peer(traced(netlayers) if given.trace else netlayers) as peer:
+    # One message and its answer: if the connection fails, so has the call.
+    async with open_peer(traced(netlayers) if given.trace else netlayers, durable="never") as peer:
         waiting = "connecting"
         with trio.move_on_after(given.timeout):
             try:

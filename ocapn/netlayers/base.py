@@ -33,6 +33,9 @@ class Channel(ABC):
 
     #: What the netlayer proved of the other side's designator, or None if it proves nothing.
     authenticated: str | None = None
+    #: What ties a signature to this connection, so that a session may be resumed over it; empty where the transport
+    #: has nothing but is safe enough. None: no session is durable over this connection (spec/resume.md, Channels).
+    binding: bytes | None = None
     #: Where the connection comes from, for the limit of connections a source; "" if all count as one.
     source: str = ""
 
@@ -115,12 +118,18 @@ class StreamChannel(Channel):
     """A channel over a trio byte stream, with the framing of `ocapn.codec.framing`."""
 
     def __init__(
-        self, stream: trio.abc.HalfCloseableStream, limits: Limits, framing: str | None, source: str = ""
+        self,
+        stream: trio.abc.HalfCloseableStream,
+        limits: Limits,
+        framing: str | None,
+        source: str = "",
+        binding: bytes | None = None,
     ) -> None:
         self._stream = stream
         self._framer = Framer(limits, framing, limits.unauthenticated_frame)
         self._progress = limits.frame_progress
         self.source = source
+        self.binding = binding
         self._rest = b""
         self._deadline: float | None = None  # for the end of a message that has begun to arrive
         self._fd = stream.socket.fileno() if isinstance(stream, trio.SocketStream) else -1

@@ -187,6 +187,8 @@ class _MemoryListener(Listener):
 class MemoryChannel(Channel):
     """One end of a link."""
 
+    binding = b""
+
     def __init__(
         self, network: MemoryNetwork, own: str, other: str, incoming: _Pipe, outgoing: _Pipe, limits: Limits
     ) -> None:

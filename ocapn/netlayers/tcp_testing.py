@@ -31,6 +31,14 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+def _binding(stream: trio.SocketStream) -> bytes | None:
+    """Sessions are resumed within this machine alone: on the way to another, who forwards a resume would own it."""
+    try:
+        return b"" if _is_loopback(stream.socket.getpeername()[0]) else None
+    except OSError:  # it is gone already
+        return None
+
+
 def _tune(stream: trio.SocketStream) -> None:
     """A dead peer is found within two minutes or so; small messages go out at once."""
     try:
@@ -129,7 +137,7 @@ class TcpTestingNetlayer(Netlayer):
         except (OSError, UnicodeError) as error:  # UnicodeError: the host is no name that DNS could hold
             raise unreachable(locator, error) from error
         _tune(stream)
-        return StreamChannel(stream, limits, framing)
+        return StreamChannel(stream, limits, framing, binding=_binding(stream))
 
 
 class _TcpListener(Listener):
@@ -145,7 +153,7 @@ class _TcpListener(Listener):
             source = str(stream.socket.getpeername()[0])
         except OSError:  # it is gone already; reading will tell
             source = "gone"
-        return StreamChannel(stream, self._limits, None, source)
+        return StreamChannel(stream, self._limits, None, source, _binding(stream))
 
     async def aclose(self) -> None:
         await self._listener.aclose()

@@ -66,7 +66,7 @@ class UnixNetlayer(Netlayer):
             raise ConnectFailed(
                 f"cannot reach {locator.uri}: too many connections wait there to be accepted; try again later"
             ) from error
-        return StreamChannel(stream, limits, SYRUP)
+        return StreamChannel(stream, limits, SYRUP, binding=b"")
 
 
 async def _remove_stale(path: str) -> None:
@@ -110,7 +110,7 @@ class _UnixListener(Listener):
         self.location = location
 
     async def accept(self) -> StreamChannel:
-        return StreamChannel(await self._listener.accept(), self._limits, None)
+        return StreamChannel(await self._listener.accept(), self._limits, None, binding=b"")
 
     async def aclose(self) -> None:
         try:

@@ -10,7 +10,7 @@ import trio.testing
 
 from ocapn.limits import Limits
 from ocapn.netlayers.memory import MemoryNetlayer, MemoryNetwork
-from ocapn.peer import Peer, open_peer
+from ocapn.peer import Peer, Policy, open_peer
 
 
 @asynccontextmanager
@@ -19,6 +19,7 @@ async def linked_peers(
     network: MemoryNetwork | None = None,
     limits: Limits | None = None,
     dialect: str | None = None,
+    durable: Policy = "offer",
 ) -> AsyncIterator[list[Peer]]:
     """Peers in one process over a `MemoryNetwork`, one for each designator in `names`."""
     network = network or MemoryNetwork()
@@ -27,7 +28,9 @@ async def linked_peers(
         for name in names:
             netlayer = MemoryNetlayer(network, name)
             peers.append(
-                await stack.enter_async_context(open_peer([netlayer], limits=limits, dialect=dialect))
+                await stack.enter_async_context(
+                    open_peer([netlayer], limits=limits, dialect=dialect, durable=durable)
+                )
             )
         yield peers
 

@@ -63,7 +63,9 @@ class Place:
     @asynccontextmanager
     async def client(self) -> AsyncIterator[tuple[ocapn.Peer, Any]]:
         """The peer `client`, connected to the victim."""
-        async with ocapn.open_peer([MemoryNetlayer(self.network, "client", listen=False)]) as peer:
+        async with ocapn.open_peer(
+            [MemoryNetlayer(self.network, "client", listen=False)], durable="never"
+        ) as peer:
             yield peer, await peer.enliven(self.sturdyref)
 
     def hold(self) -> None:

@@ -94,7 +94,7 @@ def export_all(peer: ocapn.Peer) -> None:
 
 async def serve(netlayer: ocapn.TcpTestingNetlayer, dialect: str | None) -> None:
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with ocapn.open_peer([netlayer], limits=LIMITS, dialect=dialect) as peer:
+        async with ocapn.open_peer([netlayer], limits=LIMITS, dialect=dialect, durable="never") as peer:
             export_all(peer)
             print(peer.locator().uri, flush=True)
             async for _ in signals:

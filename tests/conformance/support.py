@@ -43,7 +43,7 @@ async def world(
 ) -> AsyncIterator[World]:
     """Opens the peer under test with the objects of the suite; at the end its invariants are checked."""
     netlayer = ocapn.TcpTestingNetlayer(designator=SUBJECT, framing=framing)
-    async with ocapn.open_peer([netlayer], limits=limits, dialect=dialect) as peer:
+    async with ocapn.open_peer([netlayer], limits=limits, dialect=dialect, durable="never") as peer:
         export_all(peer)
         found = World(peer)
         try:

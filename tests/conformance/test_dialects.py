@@ -119,7 +119,7 @@ async def test_a_dialect_for_one_locator_is_spoken_where_that_is_dialled() -> No
         netlayer = ocapn.TcpTestingNetlayer(designator="dialler", listen=False)
         named = {ocapn.PeerLocator("tcp-testing-only", "old"): "2026-01"}
         try:
-            async with ocapn.open_peer([netlayer], dialects=named) as peer:
+            async with ocapn.open_peer([netlayer], dialects=named, durable="never") as peer:
                 for place, old_form in ((old, True), (new, False)):
                     reference = peer.enliven(ocapn.SturdyRef(ocapn.PeerLocator.parse(place.uri), b"x"))
                     client = await _answer_enliven(place, reference)

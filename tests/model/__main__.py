@@ -57,6 +57,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--longest", type=int, default=60, help="steps in a script, at most")
     parser.add_argument("--cuts", choices=("yes", "no", "some"), default="some")
+    parser.add_argument("--durable", action="store_true", help="durable sessions: a cut changes nothing")
     parser.add_argument("--failures", type=int, default=1, help="stop after so many")
     parser.add_argument("--no-shrink", action="store_true")
     options = parser.parse_args()
@@ -65,7 +66,7 @@ def main() -> int:
     began = time.monotonic()
     found = 0
     for number in range(1, options.examples + 1):
-        script = random_script(random, cuts=cuts, longest=options.longest)
+        script = random_script(random, cuts=cuts, longest=options.longest, durable=options.durable)
         reason = why(script)
         if reason is not None:
             found += 1

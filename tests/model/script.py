@@ -21,17 +21,20 @@ class Script:
     seed: int = 0
     delays: bool = False
     cuts: bool = False
+    durable: bool = False
 
     def __str__(self) -> str:
         lines = "".join(f"        {step},\n".replace("'", '"') for step in self.steps)
         return (
             f"Script(\n    (\n{lines}    ),\n    peers={self.peers}, links={self.links}, seed={self.seed}, "
-            f"delays={self.delays}, cuts={self.cuts},\n)"
+            f"delays={self.delays}, cuts={self.cuts}, durable={self.durable},\n)"
         )
 
 
-def random_script(random: Random, *, cuts: bool | None = None, longest: int = 60) -> Script:
-    """A script for a campaign."""
+def random_script(
+    random: Random, *, cuts: bool | None = None, longest: int = 60, durable: bool = False
+) -> Script:
+    """A script for a campaign. Durable sessions are cut as well, and nothing ends by it."""
     length = random.randint(3, longest)
     top = random.choice((2, 5, 20, 255))  # few different things: steps meet more often
     # Few kinds of steps in one script: more of what only many of a kind bring about.
@@ -46,7 +49,8 @@ def random_script(random: Random, *, cuts: bool | None = None, longest: int = 60
         links=random.randint(1, 7),
         seed=random.randint(0, 1 << 16),
         delays=random.random() < 0.5,
-        cuts=random.random() < 0.3 if cuts is None else cuts,
+        cuts=not durable and (random.random() < 0.3 if cuts is None else cuts),
+        durable=durable,
     )
 
 

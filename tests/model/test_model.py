@@ -14,7 +14,7 @@ _numbers = st.integers(0, 20)
 
 
 @st.composite
-def scripts(draw: st.DrawFn, *, cuts: bool) -> Script:
+def scripts(draw: st.DrawFn, *, cuts: bool, durable: bool = False) -> Script:
     """Few kinds of steps in one script: more of what only many of a kind bring about."""
     kinds = draw(st.lists(st.integers(0, 63), min_size=3, max_size=12))
     steps = draw(
@@ -29,6 +29,7 @@ def scripts(draw: st.DrawFn, *, cuts: bool) -> Script:
         seed=draw(st.integers(0, 1 << 16)),
         delays=draw(st.booleans()),
         cuts=cuts,
+        durable=durable,
     )
 
 
@@ -58,3 +59,9 @@ def test_a_run_is_always_the_same() -> None:
         play(script, log.append)
     assert logs[0] == logs[1]
     assert len(logs[0]) > 20
+
+
+@settings(max_examples=300)
+@given(scripts(cuts=False, durable=True))
+def test_a_cut_of_a_durable_session_changes_nothing(script: Script) -> None:
+    play(script)

@@ -9,7 +9,8 @@ as they were sent, objects being the same object at home and one reference elsew
 shadow says. At quiet points: the peers' invariants, and equal counts on both sides of each session. At the end:
 every await has ended, every message has arrived, and once all is dropped every table is empty.
 
-With `cuts`, sessions may end: then promises may break and messages be lost, but nothing else may differ.
+With `cuts`, sessions may end: then promises may break and messages be lost, but nothing else may differ. Durable
+sessions are cut, and nothing at all may differ.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from ocapn import (
     send_only,
 )
 from ocapn.netlayers.memory import Link
+from ocapn.peer import Policy
 from ocapn.promise import make_promise
 from ocapn.references import current_node
 from tests.model.script import Script, Step
@@ -203,7 +205,8 @@ class World:
         async with AsyncExitStack() as stack:
             for p in range(self.count):
                 netlayer = MemoryNetlayer(self.network, f"peer{p}")
-                peer = await stack.enter_async_context(open_peer([netlayer], limits=LIMITS))
+                policy: Policy = "offer" if self.script.durable else "never"
+                peer = await stack.enter_async_context(open_peer([netlayer], limits=LIMITS, durable=policy))
                 peer._node.random = self.random.randbytes
                 self.peers.append(peer)
             try:
@@ -709,11 +712,20 @@ class World:
         self.nursery.start_soon(self._enliven, p, b, record)
 
     async def do_cut(self, a: int, b: int, c: int, d: int) -> None:
-        if not self.script.cuts:
+        if not self.script.cuts and not self.script.durable:
             return
         p = a % self.count
         q = (p + 1 + b % (self.count - 1)) % self.count
-        if c % 2:
+        if self.script.durable:
+            ends = [
+                session
+                for here, there in ((p, q), (q, p))
+                for session in self.peers[here].sessions
+                if session.location.designator == f"peer{there}"
+            ]
+            if len(ends) == 2 and all(session.durable for session in ends):
+                self.network.cut(f"peer{p}", f"peer{q}")
+        elif c % 2:
             self.network.cut(f"peer{p}", f"peer{q}")
         else:
             for session in self.peers[p].sessions:
@@ -810,6 +822,7 @@ class World:
         await self.quiet()
         if self.script.cuts:
             await trio.sleep(2.1e3)  # gifts that nobody can fetch any more
+        await trio.sleep(0.37)  # not at the moment when durable sessions show that they are alive
         for p, peer in enumerate(self.peers):
             for session in peer.sessions:
                 stats = session.stats()

@@ -202,7 +202,7 @@ def test_keyboard_interrupt_and_system_exit_propagate(
     @trio_test
     async def run() -> None:
         network = MemoryNetwork()
-        async with open_peer([MemoryNetlayer(network, "caller")]) as caller:
+        async with open_peer([MemoryNetlayer(network, "caller")], durable="never") as caller:
             with pytest.RaisesGroup(error, flatten_subgroups=True):
                 async with open_peer([MemoryNetlayer(network, "victim")]) as victim:
                     raises = Raises(error)

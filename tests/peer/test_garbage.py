@@ -80,7 +80,7 @@ class Maker(Target):
 
 @trio_test
 async def test_what_is_dropped_is_released_on_the_wire() -> None:
-    async with linked_peers("a", "b") as (a, b):
+    async with linked_peers("a", "b", durable="never") as (a, b):
         ref = await far(a, b, Echo())
         await quiet(a, b)
         trace = Trace(between(b, a))
@@ -433,7 +433,7 @@ async def test_what_breaks_leaves_nothing_behind() -> None:
 @trio_test
 async def test_an_ended_session_keeps_nothing() -> None:
     network = MemoryNetwork()
-    async with linked_peers("a", "b", network=network) as (a, b):
+    async with linked_peers("a", "b", network=network, durable="never") as (a, b):
         box = Box()
         ref = await far(a, b, box)
         await E(ref).put(Echo())

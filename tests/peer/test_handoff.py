@@ -311,7 +311,7 @@ async def test_an_exporter_that_is_gone_breaks_the_promise() -> None:
 async def test_a_gift_that_can_no_longer_come_breaks_the_promise() -> None:
     """The gifter's session with the exporter ended before the deposit."""
     network = MemoryNetwork()
-    async with linked_peers("exporter", "receiver", "gifter", network=network) as peers:
+    async with linked_peers("exporter", "receiver", "gifter", network=network, durable="never") as peers:
         exporter, receiver, gifter = peers
         gift, box, remote_box = await _gift(exporter, receiver, gifter)
         hold(network, "gifter", "exporter")
@@ -333,9 +333,12 @@ def test_a_gift_outlives_its_gifter_for_a_while(after: float) -> None:
     @trio_test
     async def run() -> None:
         network = MemoryNetwork()
-        async with linked_peers("exporter", "receiver", network=network) as (exporter, receiver):
+        async with linked_peers("exporter", "receiver", network=network, durable="never") as (
+            exporter,
+            receiver,
+        ):
             await receiver.connect(exporter.locator())
-            async with open_peer([MemoryNetlayer(network, "gifter")]) as gifter:
+            async with open_peer([MemoryNetlayer(network, "gifter")], durable="never") as gifter:
                 gift, box, remote_box = await _gift(exporter, receiver, gifter)
                 held = hold(network, "receiver", "exporter")
                 await E(remote_box).put(gift)
@@ -354,7 +357,7 @@ def test_a_gift_outlives_its_gifter_for_a_while(after: float) -> None:
 @trio_test
 async def test_a_withdrawal_waits_for_the_gifts_life_and_no_longer() -> None:
     network = MemoryNetwork()
-    async with linked_peers("exporter", "receiver", "gifter", network=network) as peers:
+    async with linked_peers("exporter", "receiver", "gifter", network=network, durable="never") as peers:
         gift, box, remote_box = await _gift(*peers)
         held = hold(network, "gifter", "exporter")
         await E(remote_box).put(gift)
@@ -486,7 +489,7 @@ async def test_both_may_be_handed_to_each_other_at_once() -> None:
 @trio_test
 async def test_a_handoff_ends_with_the_session_to_the_exporter() -> None:
     network = MemoryNetwork()
-    async with linked_peers("exporter", "receiver", "gifter", network=network) as peers:
+    async with linked_peers("exporter", "receiver", "gifter", network=network, durable="never") as peers:
         exporter, receiver, _gifter = peers
         gift, box, remote_box = await _gift(*peers)
         await E(remote_box).put(gift)

@@ -342,7 +342,7 @@ async def test_the_last_words_are_read_over_real_sockets() -> None:
 @trio_test
 async def test_a_connection_that_was_cut_is_not_an_abort() -> None:
     network = MemoryNetwork()
-    async with linked_peers("a", "b", network=network) as (a, b):
+    async with linked_peers("a", "b", network=network, durable="never") as (a, b):
         broken = when_broken(await far(a, b, Echo()))
         network.cut("a", "b")
         error = await broken

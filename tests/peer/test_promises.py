@@ -196,7 +196,7 @@ async def test_send_only_sends_without_an_answer(caplog: pytest.LogCaptureFixtur
 
 @trio_test
 async def test_send_only_asks_for_no_answer_on_the_wire() -> None:
-    async with linked_peers("a", "b") as (a, b):
+    async with linked_peers("a", "b", durable="never") as (a, b):
         ref = await far(a, b, Recorder())
         await quiet(a, b)
         trace = Trace(between(b, a))
@@ -329,7 +329,7 @@ async def test_when_broken_tells_that_a_promise_broke() -> None:
 @trio_test
 async def test_when_broken_follows_a_promise_to_the_reference_that_it_becomes() -> None:
     network = MemoryNetwork()
-    async with linked_peers("a", "b", network=network) as (a, b):
+    async with linked_peers("a", "b", network=network, durable="never") as (a, b):
         promise = E(await far(a, b, Bank())).account_later("a")
         broken = when_broken(promise)
         await promise

@@ -60,7 +60,7 @@ async def test_a_session_says_who_where_and_whether_it_lives() -> None:
 @trio_test
 async def test_stats_count_messages_bytes_and_slots() -> None:
     network = MemoryNetwork()
-    async with linked_peers("a", "b", network=network) as (a, b):
+    async with linked_peers("a", "b", network=network, durable="never") as (a, b):
         gate = Gate()
         ref = await far(a, b, gate)
         await quiet(a, b)
@@ -175,7 +175,7 @@ async def test_check_names_the_invariant_that_does_not_hold() -> None:
 
 @trio_test
 async def test_trace_is_in_the_notation_of_the_specification() -> None:
-    async with linked_peers("a", "b") as (a, b):
+    async with linked_peers("a", "b", durable="never") as (a, b):
         ref = await far(a, b, Echo())
         await quiet(a, b)
         here, there = Trace(between(b, a)), Trace(between(a, b))
@@ -527,8 +527,8 @@ def test_a_silent_old_connection_yields_after_45_seconds(silent: float) -> None:
     async def run() -> None:
         network = MemoryNetwork()
         async with AsyncExitStack() as stack:
-            a = await stack.enter_async_context(open_peer([MemoryNetlayer(network, "a")]))
-            b = await stack.enter_async_context(open_peer([MemoryNetlayer(network, "b")]))
+            a = await stack.enter_async_context(open_peer([MemoryNetlayer(network, "a")], durable="never"))
+            b = await stack.enter_async_context(open_peer([MemoryNetlayer(network, "b")], durable="never"))
             ref = await far(a, b, Echo())
             theirs = await far(b, a, Echo())
             await quiet(a, b)
@@ -536,7 +536,9 @@ def test_a_silent_old_connection_yields_after_45_seconds(silent: float) -> None:
             (link,) = network.links_between("a", "b")
             link.hold()  # as if b's machine had lost its power
             await trio.sleep(silent)
-            again = await stack.enter_async_context(open_peer([MemoryNetlayer(network, "b", listen=False)]))
+            again = await stack.enter_async_context(
+                open_peer([MemoryNetlayer(network, "b", listen=False)], durable="never")
+            )
             if silent < 45:
                 with pytest.raises(Aborted, match="there is a session with this location already"):
                     await far(a, again, Echo())

@@ -302,7 +302,7 @@ async def test_a_sync_method_is_one_turn_and_needs_no_task() -> None:
         async def task(self) -> int:
             return trio.lowlevel.current_statistics().tasks_living
 
-    async with linked_peers("a", "b") as (a, b):
+    async with linked_peers("a", "b", durable="never") as (a, b):
         for counts in (Counts(), await far(a, b, Counts())):
             here = trio.lowlevel.current_statistics().tasks_living
             assert await E(counts).sync() == here
