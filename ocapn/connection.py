@@ -58,6 +58,9 @@ class Owner(Protocol):
     def refused(self, session: CoreSession | None, refusal: Refusal, connection: Connection) -> None:
         """A session was not resumed on the connection."""
 
+    async def settled(self) -> None:
+        """Returns when all that has happened so far is on disk, if it is kept."""
+
     def pump(self) -> None:
         """Runs turns, and sends what came of them."""
 
@@ -284,6 +287,7 @@ class Connection:
             assert session is not None
             self.peer.attempt(session, self)
             with self.attempt:
+                await self._committed(session)
                 responder.accept()
                 await self._send_outbound(responder)
                 handshake.outbound = responder.outbound
@@ -291,6 +295,7 @@ class Connection:
                 if not messages:
                     raise Disconnected("the connection ended before op:resume-confirm")
                 responder.read_confirm(messages[0])
+                await self.peer.settled()
                 responder.attach()
                 self._live(session)
                 self._sending = False
@@ -305,6 +310,7 @@ class Connection:
 
         Raises OCapNError, the connection then being closed.
         """
+        await self._committed(session)
         initiator = Initiator(session, self._wire)
         try:
             self.peer.attempt(session, self)
@@ -315,6 +321,7 @@ class Connection:
                     raise Disconnected("the connection ended before op:resume-accept")
                 session.asked_to_resume = None
                 initiator.read_accept(messages[0])
+                await self.peer.settled()
                 initiator.confirm()
                 await self._send_outbound(initiator)
                 self._early = await self.channel.receive(1)
@@ -338,6 +345,11 @@ class Connection:
         except BaseException:
             await self._close([])
             raise
+
+    async def _committed(self, session: CoreSession) -> None:
+        """Returns when everything that the session has taken is on disk: claims are about that."""
+        while session.frames is not None and session.frames.committed != session.frames.taken:
+            await self.peer.settled()
 
     def _lost(self, reason: str) -> None:
         """The connection failed; if the session was there already, it is over before it ran."""
@@ -384,6 +396,7 @@ class Connection:
                     self._nursery.cancel_scope.cancel()
                 else:
                     self._nursery.cancel_scope.deadline = trio.current_time() + self.peer.limits.closing
+                    await self.peer.settled()
                     self.flush()
             if self._says_why(session):
                 await self._half_close()
@@ -408,12 +421,11 @@ class Connection:
                 session.last_heard = trio.current_time()
                 peer.busy = True  # `_pump` follows: nobody has to be woken for it
                 try:
-                    for message in messages:
-                        session.receive(message)
+                    self._receive(session, messages)
                 finally:
                     peer.busy = False
                     peer.pump()
-                del message, messages  # while this waits for more, which may be long
+                del messages  # while this waits for more, which may be long
                 self.public.make_room()
                 while self._full():
                     peer.paused.append(self)
@@ -427,6 +439,21 @@ class Connection:
         except ChannelBroken as error:
             self._disconnected(str(error))
         peer.pump()
+
+    def _receive(self, session: CoreSession, messages: list[bytes]) -> None:
+        node = self.peer.node
+        if node.keeper is None:
+            for message in messages:
+                session.receive(message)
+            return
+        # A frame that is committed has had its turn. While an `async` method waits for its commit to begin, those
+        # behind it wait here.
+        for number, message in enumerate(messages):
+            session.receive(message)
+            node.run(self.peer.limits.slice_turns)
+            if node.turns or node.holds_back:
+                self._early = messages[number + 1 :]
+                return
 
     async def _write(self, session: CoreSession) -> None:
         """Writes until there is nothing left to write. Runs only while the transport cannot take all at once."""
@@ -492,8 +519,11 @@ class Connection:
         """Whether reading has to wait for turns to run."""
         session = self.session
         assert session is not None
+        node = self.peer.node
         return session.ended is None and (
-            session.queued_turns > self.peer.limits.queued_turns or session.queued_bytes > _UNREAD_BYTES
+            session.queued_turns > self.peer.limits.queued_turns
+            or session.queued_bytes > _UNREAD_BYTES
+            or (node.keeper is not None and (bool(node.turns) or node.holds_back))
         )
 
     def _left(self) -> None:

@@ -31,6 +31,11 @@ class SessionKey:
         """The signature, 64 bytes."""
         return self._signing.sign(message).signature
 
+    @property
+    def seed(self) -> bytes:
+        """The secret: for a baggage alone."""
+        return self._signing.encode()
+
     def __repr__(self) -> str:
         return f"SessionKey({self.public_id.hex()[:8]}…)"
 

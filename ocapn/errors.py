@@ -14,6 +14,8 @@
     ├── TooBusy               a limit of the peer that was asked to do something
     ├── RemoteError           the answer broke; carries what the other side sent
     ├── PassableError         base of application errors whose class name may cross the wire
+    │   ├── PeerRestarted     what was asked of a process ended with it
+    │   └── ObjectLost        the object that a message was for ended with its process
     └── RemoteProtocolError   the peer broke the protocol: the session is aborted with this reason
         └── DecodeError       malformed bytes; names the offset and the rule
 
@@ -119,6 +121,14 @@ class PassableError(OCapNError):
 
     Of any other exception only the message crosses the wire; of these it is `ClassName: message`.
     """
+
+
+class PeerRestarted(PassableError):
+    """The process that owed this answer has ended, and a new one has gone on with the session."""
+
+
+class ObjectLost(PassableError):
+    """The object ended with the process that it was in. What was sent to it before may have reached it."""
 
 
 class RemoteProtocolError(OCapNError):

@@ -21,10 +21,12 @@ from ocapn.captp.delivery import LocalTarget, PromiseHandle, RefHandle, crossing
 from ocapn.captp.handshake import Crossed, Handshake, State
 from ocapn.captp.node import LATER, Introduction, Node, Turn
 from ocapn.captp.passing import copy_result, describe
+from ocapn.captp.port import Baggage
 from ocapn.captp.resume import KEPT, Refusal
 from ocapn.captp.session import LARGE
 from ocapn.captp.session import Session as CoreSession
 from ocapn.codec.operations import form_of
+from ocapn.commits import Commits
 from ocapn.connection import Connection, Session, Wakeup
 from ocapn.errors import (
     Aborted,
@@ -134,6 +136,7 @@ class Peer:
         durable: Policy,
         durables: Mapping[PeerLocator, Policy],
         authenticate: Callable[[Introduction], bool] | None,
+        baggage: Baggage | None,
     ) -> None:
         self.limits = limits
         self._netlayers = {netlayer.transport: netlayer for netlayer in netlayers}
@@ -177,6 +180,10 @@ class Peer:
             durable=lambda locator: self._durables.get(locator, self._durable),
             authenticate=authenticate or (lambda introduction: True),
         )
+        self._commits: Commits | None = None
+        if baggage is not None:
+            keeper = self._node.keeper = baggage.keeper(self._node)
+            self._commits = Commits(self._node, keeper, self._flush)
 
     # What applications use
 
@@ -195,6 +202,8 @@ class Peer:
             raise ValueError("a swiss number is 1 to 1,024 bytes")
         if self._node.swiss.setdefault(swiss, obj) is not obj:
             raise ValueError("that swiss number is in use for another object; unexport it first")
+        if self._node.keeper is not None:
+            self._node.keeper.export(swiss, obj)
         return SturdyRef(self.locator(), swiss)
 
     def unexport(self, sturdyref: SturdyRef) -> None:
@@ -205,6 +214,8 @@ class Peer:
         if not self._node.is_own(sturdyref.peer) or sturdyref.swiss not in self._node.swiss:
             raise KeyError("that sturdyref is not exported here")
         del self._node.swiss[sturdyref.swiss]
+        if self._node.keeper is not None:
+            self._node.keeper.unexport(sturdyref.swiss)
 
     async def enliven(self, sturdyref: SturdyRef | str) -> Any:
         """A live reference to the object that a sturdyref names, as a value or as a URI.
@@ -299,13 +310,26 @@ class Peer:
 
     def _show(self) -> None:
         """Sends and tells what turns, or the application, have left to be sent and told."""
+        if self._commits is not None:
+            # What is committed has had its turn; those that are left come first.
+            if not self._node.turns:
+                self._commits.show(self._node.take())
+            return
         result = self._node.take()
         for session in result.outbound:
-            connection = self._connections.get(session)
-            if connection is not None:
-                connection.flush()
+            self._flush(session)
         for tell in result.events:
             tell()
+
+    def _flush(self, session: CoreSession) -> None:
+        connection = self._connections.get(session)
+        if connection is not None:
+            connection.flush()
+
+    async def settled(self) -> None:
+        """Returns when all that has happened so far is on disk, if it is kept."""
+        if self._commits is not None:
+            await self._commits.settled()
 
     async def _pump_loop(self) -> None:
         while True:
@@ -360,11 +384,19 @@ class Peer:
             if turn.size >= LARGE and not source.keep(turn.size):
                 coroutine.close()
                 raise TooBusy("too many bytes are kept for methods that run for this session")
-        assert self._methods is not None
         self._running[key] = running + 1
         self._node.hold_back(turn.target)
-        self._methods.start_soon(self._run_in_scope, coroutine, turn, key, scopes)
+        if self._commits is None:
+            self._begin(coroutine, turn, key, scopes)
+        else:  # once the message is committed, so that no restart runs the method again
+            self._node.event(lambda: self._begin(coroutine, turn, key, scopes))
         return LATER
+
+    def _begin(
+        self, coroutine: CoroutineType[Any, Any, object], turn: Turn, key: int, scopes: set[trio.CancelScope]
+    ) -> None:
+        assert self._methods is not None
+        self._methods.start_soon(self._run_in_scope, coroutine, turn, key, scopes)
 
     async def _run_in_scope(
         self, coroutine: CoroutineType[Any, Any, object], turn: Turn, key: int, scopes: set[trio.CancelScope]
@@ -530,8 +562,6 @@ class Peer:
             log.error("this peer has an old copy of a session that another process goes on with")
             session.lose("this is an old copy of the session, and another goes on with it", reason=reason)
         elif reason not in KEPT:
-            if reason == "i-rolled-back" and not refusal.ours and session.heard_lately:
-                return  # it was an old copy of the peer that found this out
             session.lose(_lost(reason, refusal.ours), refusal.received, reason=reason)
         self._wakeup.set()
         self._forget(session)
@@ -701,13 +731,28 @@ class Peer:
                     service.start_soon(self._pump_loop)
                     service.start_soon(self._expiry_loop)
                     service.start_soon(self._garbage_loop)
+                    if self._commits is not None:
+                        service.start_soon(self._commits.run)
+                    for session in list(self._redials):
+                        service.start_soon(self._redial, session)
                     for netlayer, listener in self._listeners:
                         service.start_soon(self._accept_loop, netlayer, listener)
                     task_status.started()
 
+    def _restore(self) -> None:
+        """Brings back what the baggage has kept. Raises what the baggage raises."""
+        if self._node.keeper is not None:
+            self._node.keeper.restore()
+            for session in self._node.suspended.values():
+                self.public(session)
+                self._redials[session] = _Redial()
+
     async def _listen(self) -> None:
         """Begins to listen wherever the peer can; from here on it knows its own locators."""
         for netlayer in self._netlayers.values():
+            if self._node.keeper is not None:
+                designator = netlayer.location.designator
+                netlayer.be_again(self._node.keeper.designator(netlayer.transport, designator))
             listener = await netlayer.listen(self.limits)
             if listener is not None:
                 self._listeners.append((netlayer, listener))
@@ -720,16 +765,24 @@ class Peer:
             for _, listener in self._listeners:
                 await listener.aclose()
 
+    def _suspend(self, session: CoreSession) -> None:
+        """Leaves a kept session as if its connection were cut: it goes on when the peer is opened again."""
+        session.disconnected("the peer was closed")
+
     async def _close(self) -> None:
         """Breaks what is owed, flushes, closes; then cancels what runs."""
         self._closing = True
         with trio.CancelScope(shield=True), trio.move_on_after(self.limits.closing + self.limits.draining):
             for session in list(self._publics):
-                session.abort("the peer was closed")
+                if self._node.keeper is not None and session.durable:
+                    self._suspend(session)
+                else:
+                    session.abort("the peer was closed")
             wanted, self._wanted = self._wanted, {}
             for one in wanted.values():
                 one.settle(ConnectFailed("this peer is closing"))
             self.pump()
+            await self.settled()
             if self._connections:
                 await self._all_closed.wait()
         assert self._service is not None
@@ -757,6 +810,7 @@ async def open_peer(
     durable: Policy = "offer",
     durables: Mapping[PeerLocator, Policy] | None = None,
     authenticate: Callable[[Introduction], bool] | None = None,
+    baggage: Baggage | None = None,
 ) -> AsyncIterator[Peer]:
     """Runs a peer for as long as the block: `async with ocapn.open_peer(netlayers=[...]) as peer:`.
 
@@ -766,7 +820,9 @@ async def open_peer(
 
     `durable` says whether sessions are to survive their connections: "offer" asks for it when dialling and accepts
     when asked, "accept" only accepts, "never" does neither; `durables` says so for single peers (spec/resume.md).
-    `authenticate` is asked whether a peer may begin, or resume, a session.
+    `authenticate` is asked whether a peer may begin, or resume, a session. With a `baggage` (`durable.open_baggage`)
+    durable sessions survive the process too: they, and what is kept of durable objects, are there again when the peer
+    is opened with it again. It belongs to one peer at a time.
 
     On leaving, sessions end with op:abort after what is queued was flushed (at most `limits.closing` seconds), then
     running methods are cancelled.
@@ -780,10 +836,13 @@ async def open_peer(
     for policy in (durable, *(durables or {}).values()):
         if policy not in get_args(Policy):
             raise ValueError(f"durable is one of {', '.join(get_args(Policy))}, not {policy!r}")
-    peer = Peer(netlayers, limits or Limits(), dialect, dialects or {}, durable, durables or {}, authenticate)
+    peer = Peer(
+        netlayers, limits or Limits(), dialect, dialects or {}, durable, durables or {}, authenticate, baggage
+    )
     failure: BaseException | None = None
     try:
         await peer._listen()
+        peer._restore()
         async with trio.open_nursery() as nursery:
             with trio.CancelScope(
                 shield=True

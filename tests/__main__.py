@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE = ["ocapn", "durable", "examples", "tests"]
+CODE = ["ocapn", "durable", "examples", "tests", "spec"]
 
 
 def main() -> int:

@@ -96,11 +96,12 @@ class Frames:
     """
 
     __slots__ = (
-        "_acked_digest",
         "_committed",
+        "_committed_sent",
         "_next",
         "_sent_digest",
         "acked",
+        "acked_digest",
         "agreement",
         "epoch",
         "heard",
@@ -129,9 +130,10 @@ class Frames:
         self.acked = 0
         self.kept: deque[tuple[bytes, bytes]] = deque()
         self.size = 0
-        self._acked_digest = self._sent_digest = _first_digest(session, own_id)
+        self.acked_digest = self._sent_digest = _first_digest(session, own_id)
         self.taken = 0
         self._committed: int | None = None
+        self._committed_sent: int | None = None
         self.taken_digest = _first_digest(session, peer_id)
         self.heard: int | None = None
         self.told = 0
@@ -160,7 +162,7 @@ class Frames:
     def acknowledge(self, number: int) -> None:
         """The peer has frames up to `number` for good."""
         for _ in range(number - self.acked):
-            message, self._acked_digest = self.kept.popleft()
+            message, self.acked_digest = self.kept.popleft()
             self.size -= len(message)
             self.acked += 1
 
@@ -171,7 +173,7 @@ class Frames:
 
     def _digest_at(self, number: int) -> bytes:
         """The digest of our frames up to `number`, from `acked` to `sent`."""
-        return self._acked_digest if number == self.acked else self.kept[number - self.acked - 1][1]
+        return self.acked_digest if number == self.acked else self.kept[number - self.acked - 1][1]
 
     @property
     def full(self) -> bool:
@@ -220,6 +222,16 @@ class Frames:
         """How many were taken for good. Without a baggage that is all: nothing outlives what has taken them."""
         return self.taken if self._committed is None else self._committed
 
+    def commit(self, sent: int, taken: int) -> None:
+        """Frames of ours up to `sent`, and of theirs up to `taken`, are on disk."""
+        self._committed_sent = sent
+        self._committed = taken
+
+    @property
+    def committed_sent(self) -> int:
+        """How many of our frames may be shown."""
+        return self.sent if self._committed_sent is None else self._committed_sent
+
     @property
     def untold(self) -> int:
         """How many frames are committed here without the peer having been told, if it is to be."""
@@ -235,6 +247,30 @@ class Frames:
         self.told = self.committed
         self.told_at = now
         return self.told
+
+    def restore(
+        self,
+        epoch: int,
+        proven: int,
+        acked: int,
+        taken: int,
+        acked_digest: bytes,
+        taken_digest: bytes,
+        kept: list[tuple[bytes, bytes]],
+    ) -> None:
+        """These were the frames when the process ended; `kept` has those that were not acknowledged."""
+        self.epoch = epoch
+        self.proven = proven
+        self.acked = acked
+        self.acked_digest = self._sent_digest = acked_digest
+        for message, digest in kept:
+            self.kept.append((message, digest))
+            self.size += len(message)
+            self._sent_digest = digest
+        self.sent = acked + len(kept)
+        self.taken = taken
+        self.taken_digest = taken_digest
+        self.commit(self.sent, taken)
 
     # Resuming
 
@@ -253,17 +289,19 @@ class Frames:
             return "diverged"
         return None
 
-    def attach(self, received: int, first: int, now: float) -> list[bytes]:
+    def attach(self, received: int, first: int, now: float) -> tuple[list[bytes], list[bytes]]:
         """A new connection: the peer has our frames up to `received`, and its first one here is number `first`.
 
-        Returns the frames to send again.
+        Returns the frames to send again, and those that are to be committed before.
         """
         self.acknowledge(received)
         self._next = first
         self.heard = None
         self.told = 0
         self.told_at = now
-        return self.after(received)
+        committed = max(self.committed_sent, received)
+        again = self.after(received)
+        return again[: committed - received], again[committed - received :]
 
     def check(self) -> None:
         """Raises AssertionError naming the first invariant that does not hold."""

@@ -32,6 +32,7 @@ from ocapn.model.locators import PeerLocator
 
 if TYPE_CHECKING:
     from ocapn.captp.handshake import Handshake
+    from ocapn.captp.port import Keeper
     from ocapn.captp.session import Session
 
 log: Final = logging.getLogger("ocapn.captp")
@@ -157,6 +158,9 @@ class Node:
         self.wake = wake
         self.wake_from_finaliser = wake_from_finaliser
         self.collect_soon = collect_soon
+        #: Who keeps what is to outlive the process, if anybody does.
+        self.keeper: Keeper | None = None
+        self._touched: set[Session] = set()
         self.durable = durable
         self.authenticate = authenticate
         #: Called when a session was cut, has resumed or has ended.
@@ -279,6 +283,15 @@ class Node:
             frames.taken,
             self.now() + self.limits.tombstone_life,
         )
+
+    def tombstone(self, session_id: bytes) -> Tombstone | None:
+        """What is kept of a session that is over."""
+        return self._tombstones.get(session_id)
+
+    def remember(self, tombstone: Tombstone) -> None:
+        """A session that was over before this peer was restarted."""
+        self._tombstones[tombstone.id] = tombstone
+        self._keys[tombstone.peer_key] = tombstone.id
 
     def _erase(self, tombstone: Tombstone) -> None:
         del self._tombstones[tombstone.id]
@@ -426,7 +439,12 @@ class Node:
     @property
     def idle(self) -> bool:
         """Whether there is nothing to run, to release, to send or to tell now."""
-        return not (self.turns or self._finalised or self._dirty or self._events)
+        return not (self.turns or self._finalised or self._dirty or self._events or self._touched)
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether messages wait for an `async` method that has not begun."""
+        return bool(self._held_back)
 
     def settle(self, vow: Vow, waiting: Queue) -> None:
         """Passes on what waited on `vow`, or on what has become `vow`: in order, and without recursion however
@@ -505,6 +523,16 @@ class Node:
         self._events.append(tell)
         if len(self._events) == 1:
             self.wake()
+
+    def touch(self, session: Session) -> None:
+        """Something of the session has changed that is to be committed, if anything is."""
+        if self.keeper is not None:
+            self._touched.add(session)
+
+    def take_touched(self) -> set[Session]:
+        """The sessions that have changed since the last call."""
+        touched, self._touched = self._touched, set()
+        return touched
 
     def take(self) -> TurnResult:
         """What the turns since the last call have to show: commit, then send, then tell."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, final
 
+import attrs
+
 from ocapn.codec.operations import write_gc_answers, write_gc_exports
 from ocapn.codec.resumption import write_ack
 
@@ -17,6 +19,15 @@ _WORTH: Final = 100
 
 
 @final
+@attrs.frozen
+class Sealed:
+    """Messages that wait for a commit, and the connection that they were to go out on, by number."""
+
+    messages: list[bytes]
+    connection: int
+
+
+@final
 class Outbox:
     """`frames` and `size` (bytes) count what the network has not taken yet, `messages` included.
 
@@ -26,8 +37,10 @@ class Outbox:
     __slots__ = (
         "_ack",
         "_answers",
+        "_connection",
         "_due",
         "_exports",
+        "_held",
         "_known",
         "_listed",
         "_session",
@@ -39,6 +52,8 @@ class Outbox:
     def __init__(self, session: Session) -> None:
         self._session = session
         self.messages: list[bytes] = []
+        self._held: list[bytes] = []  # with a baggage: not committed yet
+        self._connection = 0
         self.frames = 0
         self.size = 0
         self._exports: dict[int, int] = {}  # imports to return: position to delta
@@ -50,8 +65,17 @@ class Outbox:
 
     def append(self, message: bytes) -> None:
         """One more message."""
-        if not self._session.attached:
-            return  # it is kept among the frames, and goes out when the session resumes
+        session = self._session
+        if session.attached:  # else it is kept among the frames, and goes out when the session resumes
+            (self.messages if session.node.keeper is None else self._held).append(message)
+            self.frames += 1
+            self.size += len(message)
+            self._list()
+        elif session.node.keeper is not None:
+            self._list()
+
+    def _at_once(self, message: bytes) -> None:
+        """One more message, which no crash undoes."""
         self.messages.append(message)
         self.frames += 1
         self.size += len(message)
@@ -106,6 +130,20 @@ class Outbox:
         """What is to be sent, in order; garbage last, in as few messages as possible."""
         session = self._session
         self._listed = True  # what is sent here is taken here
+        if session.node.keeper is None:
+            self._gather()
+        if self._ack:
+            self._ack = False
+            frames = session.frames
+            if frames is not None and session.ended is None and session.attached:
+                self._at_once(write_ack(frames.tell(session.node.now())))
+        self._listed = False
+        taken, self.messages = self.messages, []
+        return taken
+
+    def _gather(self) -> None:
+        """Sends the garbage that has waited long enough."""
+        session = self._session
         if session.ended is None and (self._due or len(self._exports) + len(self._answers) >= _WORTH):
             self._due = False
             gone, self._exports = self._exports, {}
@@ -117,20 +155,26 @@ class Outbox:
             answers, self._answers = self._answers, []
             for i in range(0, len(answers), _BATCH):
                 session.send(write_gc_answers(answers[i : i + _BATCH], session.form))
-        if self._ack:
-            self._ack = False
-            frames = session.frames
-            if frames is not None and session.ended is None:
-                self.append(write_ack(frames.tell(session.node.now())))
-        self._listed = False
-        taken, self.messages = self.messages, []
-        return taken
 
-    def begin(self, messages: list[bytes]) -> None:
-        """The session resumes on a new connection, and these go first."""
-        self.messages = []
-        self.frames = self.size = 0
+    def seal(self) -> Sealed:
+        """With a baggage: what was sent since the last time, to be held until it is committed."""
+        self._listed = True
+        self._gather()
+        self._listed = False
+        held, self._held = self._held, []
+        return Sealed(held, self._connection)
+
+    def release(self, sealed: Sealed) -> None:
+        """What was sealed is committed. If the connection is another by now, it went out there, or will."""
+        if sealed.connection == self._connection:
+            self.messages += sealed.messages
+
+    def begin(self, messages: list[bytes], uncommitted: list[bytes]) -> None:
+        """The session resumes on a new connection, and these go first; then others, once they are committed."""
+        self.suspend()
         for message in messages:
+            self._at_once(message)
+        for message in uncommitted:
             self.append(message)
         if self._exports or self._answers:
             self._collect_later()
@@ -138,6 +182,8 @@ class Outbox:
     def suspend(self) -> None:
         """The connection is gone. What was on its way is kept among the frames."""
         self.messages = []
+        self._held = []
+        self._connection += 1
         self.frames = self.size = 0
         self._ack = False
 

@@ -195,6 +195,7 @@ class Initiator:
             raise RemoteProtocolError("the epoch of op:resume-accept is not the next")
         if session.ended is not None or session.attached or self._frames.epoch != self._claims.epoch:
             raise TooLate("the session went on, or ended, on another connection")
+        session.last_heard = session.node.now()  # it is fresh: our nonce is signed
         reason = self._frames.judge(answer.claims)
         if reason is None and not session.node.admits(session, self._wire.authenticated):
             reason = "policy"
@@ -204,6 +205,7 @@ class Initiator:
             raise Refusal(reason, answer.claims.received, ours=True)
         self._step(Event.IN_ORDER)
         self._frames.epoch = answer.epoch
+        session.node.touch(session)
         session.moved(answer.hints)
         self._accept = answer
 
@@ -230,6 +232,7 @@ class Initiator:
             raise TooLate("the session went on, or ended, on another connection")
         self._step(Event.ACK)
         self._frames.proven = self._accept.epoch
+        session.node.touch(session)
         session.attach(self._accept.claims.received, self._claims.received + 1, self._wire.authenticated)
 
 
@@ -332,7 +335,10 @@ class Responder:
         answer = read_resumption(message, self._node.limits)
         if isinstance(answer, ResumeRefuse):
             self._step(Event.REFUSED)
-            raise _refusal(answer, session, self._transcript, accept.nonce)
+            refusal = _refusal(answer, session, self._transcript, accept.nonce)
+            if refusal.reason in ("i-rolled-back", "diverged") and session.heard_lately:
+                refusal = Refusal("stale", ours=True)  # an old copy of the peer has found out that it is one
+            raise refusal
         if not isinstance(answer, ResumeConfirm):
             raise RemoteProtocolError("op:resume-confirm follows op:resume-accept")
         if not verify(session.peer_key, self._transcript.confirm(first, accept), answer.signature):
@@ -348,21 +354,27 @@ class Responder:
             session.disconnected("the peer resumes the session on another connection")
             self._refuse(session, first.nonce, "retry")
         reason = frames.judge(first.claims)
-        if reason == "you-rolled-back" and session.heard_lately:
+        if reason in ("you-rolled-back", "diverged") and session.heard_lately:
             reason = "stale"  # an old copy of the peer, while the peer is there
         if reason is None and not self._node.admits(session, self._wire.authenticated):
             reason = "policy"
         if reason is not None:
             self._refuse(session, first.nonce, reason, first.claims.received)
+        if session.attached:  # nothing more is taken from the old connection
+            session.disconnected("the peer has resumed the session on another connection")
         frames.epoch = frames.proven = accept.epoch
+        self._node.touch(session)
         self._step(Event.IN_ORDER)
 
     def attach(self) -> None:
-        """The epoch is committed: the session is attached to this connection."""
+        """The epoch is committed: the session is attached to this connection. Raises TooLate."""
         session, first, accept = self.session, self._first, self._accept
         assert session is not None
+        assert session.frames is not None
         assert first is not None
         assert accept is not None
+        if session.ended is not None or session.attached or session.frames.epoch != accept.epoch:
+            raise TooLate("the session went on, or ended, on another connection")
         session.moved(first.hints)
         session.attach(first.claims.received, accept.claims.received + 1, self._wire.authenticated)
 

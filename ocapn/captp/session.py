@@ -181,6 +181,8 @@ class Session:
         self.form = Form(form.old_deliver, form.old_gc, form.text_order)
         self.last_heard = now
         self.tables = Tables(node.limits)
+        if node.keeper is not None:
+            self.tables.touched = set()
         self.bootstrap = _BOOTSTRAP
         self.ended: SessionEnded | None = None
         #: Called when the session leaves its connection, because it has ended or was cut.
@@ -249,6 +251,7 @@ class Session:
             self.trace("<-", data)
         frames = self.frames
         if frames is not None:
+            self.node.touch(self)
             if not frames.take(data):
                 return
             if frames.settled:
@@ -332,6 +335,7 @@ class Session:
                     self.tables.exports[
                         position
                     ].value = self._spent  # a peer that never returns it must not keep the value alive
+                    self.tables.touch("export", position)
                 if answer is not None:
                     answer.resolve(None)
         else:
@@ -464,6 +468,7 @@ class Session:
             raise
         tables.next_question = position + 1
         tables.questions[position] = question
+        tables.touch("question", position)
         self._send_encoded(
             b"<10'op:deliver%b%b%d+<18'desc:import-object%d+>>" % (recipient, encoded, position, resolver)
         )
@@ -489,6 +494,7 @@ class Session:
         question = RemoteVow(self, ANSWER, position, descriptor_bytes(ANSWER, position))
         tables.next_question = position + 1
         tables.questions[position] = question
+        tables.touch("question", position)
         self.send(message)
         return question
 
@@ -576,6 +582,7 @@ class Session:
             self.trace("->", message)
         frames = self.frames
         if frames is not None:
+            self.node.touch(self)
             frames.number(message)
             if frames.full and not frames.settled:
                 self.ordinary()
@@ -697,8 +704,8 @@ class Session:
 
     @property
     def heard_lately(self) -> bool:
-        """Whether there is a connection that something came on within the limit of silence."""
-        return self.attached and self.node.now() - self.last_heard < self.node.limits.silence
+        """Whether something came from the peer within the limit of silence, if on a connection that is closed since."""
+        return self.node.now() - self.last_heard < self.node.limits.silence
 
     @property
     def received(self) -> int:
@@ -714,12 +721,34 @@ class Session:
         assert frames is not None
         self._leave()
         now = self.last_heard = self.node.now()
-        again = frames.attach(received, first, now)
+        again, uncommitted = frames.attach(received, first, now)
         self.attached = True
         self.authenticated = authenticated is not None
         self.asked_to_resume = None
         self.node.attached(self)
-        self.outbox.begin([write_ack(frames.tell(now)), *again])
+        self.outbox.begin([write_ack(frames.tell(now)), *again], uncommitted)
+
+    @property
+    def frame_counts(self) -> tuple[int, int]:
+        """Our frames, and theirs, that were numbered so far."""
+        frames = self.frames
+        return (0, 0) if frames is None else (frames.sent, frames.taken)
+
+    def committed(self, sent: int, taken: int) -> None:
+        """Frames up to these numbers are on disk."""
+        frames = self.frames
+        if frames is not None:
+            frames.commit(sent, taken)
+            if frames.untold:
+                self.outbox.acknowledge(at_once=frames.ack_due)
+
+    def restored(self, frames: Frames, since: float) -> None:
+        """The session comes from a baggage: it has no connection yet."""
+        self.frames = frames
+        frames.since = since
+        self.attached = False
+        self.node.keep(self)
+        self.node.suspend(self)
 
     def moved(self, hints: Hints) -> None:
         """The peer says how it can be reached from now on."""
@@ -757,6 +786,7 @@ class Session:
 
     def next_handoff_count(self) -> int:
         self._handoff_count += 1
+        self.node.touch(self)
         return self._handoff_count - 1
 
     def use_handoff_count(self, count: int) -> bool:
@@ -770,17 +800,33 @@ class Session:
             self._handoff_counts = {one for one in used if one >= self._handoff_floor}
         return True
 
+    @property
+    def handoff_counts(self) -> tuple[int, int, set[int]]:
+        """The next handoff count of ours; every count of the peer's below it is used; those above that are."""
+        return self._handoff_count, self._handoff_floor, self._handoff_counts
+
+    @handoff_counts.setter
+    def handoff_counts(self, counts: tuple[int, int, set[int]]) -> None:
+        self._handoff_count, self._handoff_floor, self._handoff_counts = counts
+
+    @property
+    def spent(self) -> RemoteVow:
+        """What stands in the exports table for a resolver that has no use any more."""
+        return self._spent
+
     # Garbage
 
     def release_answer(self, question: RemoteVow) -> None:
         """An answer we asked for is not needed any more, as a place to send to."""
         if self.tables.questions.pop(question.position, None) is not None and self.ended is None:
+            self.tables.touch("question", question.position)
             self.outbox.released(question.position)
 
     def release_import(self, position: int) -> None:
         """Nobody here holds the import any more."""
         slot = self.tables.imports.pop(position, None)
         if slot is not None:
+            self.tables.touch("import", position)
             self._return(position, slot.count)
 
     def _return(self, position: int, count: int) -> None:
@@ -839,6 +885,7 @@ class Session:
         """Breaks what the peer owes, and lets go of what it held."""
         self.ended = error
         self.reason = reason
+        self.node.touch(self)
         self.node.remove_session(self)
         tables = self.tables
         owed: list[Vow] = list(tables.questions.values())

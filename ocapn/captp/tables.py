@@ -90,6 +90,7 @@ class Tables:
         "next_export",
         "next_question",
         "questions",
+        "touched",
     )
 
     def __init__(self, limits: Limits) -> None:
@@ -104,6 +105,13 @@ class Tables:
         self._telling = 0  # how often they are to be told
         self.next_export = 1  # 0 is the bootstrap object
         self.next_question = 1  # deployed peers refuse answer 0 in places
+        #: With a baggage: what has changed since the last batch, by kind and position.
+        self.touched: set[tuple[str, int]] | None = None
+
+    def touch(self, kind: str, position: int) -> None:
+        """Something has changed: of an "export", "import", "resolver", "answer" or "question"."""
+        if self.touched is not None:
+            self.touched.add((kind, position))
 
     @property
     def slots(self) -> int:
@@ -117,6 +125,7 @@ class Tables:
         if slot is None:
             slot = self._new_export(value, key, isinstance(value, PromiseHandle))
             self._export_of[key] = slot
+        self.touch("export", slot.position)
         return slot
 
     def export_resolver(self, vow: RemoteVow) -> Export:
@@ -130,12 +139,14 @@ class Tables:
             raise TooBusy(f"the session holds {self._limits.slots} references, its limit")
         position = self.next_export
         self.next_export = position + 1
+        self.touch("export", position)
         slot = self.exports[position] = Export(position, value, key, promise)
         return slot
 
     def drop_export(self, slot: Export, count: int) -> None:
         """Takes `count` off the slot's count; at zero it is freed."""
         slot.count -= count
+        self.touch("export", slot.position)
         if slot.count <= 0:
             del self.exports[slot.position]
             if slot.key:
@@ -155,6 +166,31 @@ class Tables:
                 )
             self.drop_export(slot, delta)
 
+    def restore_export(self, position: int, value: Exported, key: int, promise: bool) -> Export:
+        """A slot as it was when the process ended; its count is the caller's to set. `key` as in Export."""
+        slot = self.exports[position] = Export(position, value, key, promise)
+        if key:
+            self._export_of[key] = slot
+        return slot
+
+    def restore_resolver(self, position: int, twice: int) -> None:
+        """Resolvers of the peer that were still to be told when the process ended, as `_resolvers` has them."""
+        self._resolvers[position] = twice
+        self._telling += twice // 2
+
+    @property
+    def positions(self) -> set[tuple[str, int]]:
+        """Everything there is, as `touched` has it."""
+        found = {("export", position) for position in self.exports}
+        found |= {("import", position) for position in self.imports}
+        found |= {("answer", position) for position in self.answers}
+        found |= {("question", position) for position in self.questions}
+        return found | {("resolver", position) for position in self._resolvers}
+
+    def resolvers(self, position: int) -> int:
+        """The entry for a resolver of the peer, 0 if it has none: twice the count, plus one for a promise."""
+        return self._resolvers.get(position, 0)
+
     # Imports
 
     def import_slot(self, session: Session, position: int, promise: bool) -> Import:
@@ -172,6 +208,7 @@ class Tables:
         if slot.count >= MAX_POSITION:
             raise RemoteProtocolError(f"import {position} was sent 2^63 times")
         slot.count += 1
+        self.touch("import", position)
         return slot
 
     def import_resolver(self, position: int, promise: bool) -> None:
@@ -186,10 +223,12 @@ class Tables:
         if self.slots >= self._limits.slots:
             raise RemoteProtocolError(f"more than {self._limits.slots} references in one session")
         self._telling += 1
+        self.touch("resolver", position)
         resolvers[position] = (int(promise) if known is None else known) + 2
 
     def resolver_used(self, position: int) -> None:
         self._telling -= 1
+        self.touch("resolver", position)
         left = self._resolvers[position] - 2
         if left >= 2:
             self._resolvers[position] = left
@@ -205,10 +244,12 @@ class Tables:
         if len(self.answers) >= self._limits.answers:
             raise RemoteProtocolError(f"more than {self._limits.answers} answers held in one session")
         self.answers[position] = vow
+        self.touch("answer", position)
 
     def answers_released(self, positions: list[int]) -> None:
         """The peer gave up answers (op:gc-answers)."""
         for position in positions:
+            self.touch("answer", position)
             if self.answers.pop(position, None) is None:
                 raise RemoteProtocolError(
                     f"gc of answer {position}, which was never asked for or is released"

@@ -105,6 +105,10 @@ class Netlayer(ABC):
     transport: str
     location: PeerLocator
 
+    def be_again(self, designator: str) -> None:
+        """The designator that the peer had before it was restarted: taken unless another was given. Before `listen`."""
+        return
+
     @abstractmethod
     async def listen(self, limits: Limits) -> Listener | None:
         """Begins to accept connections; None if this netlayer only dials. `location` is final afterwards."""

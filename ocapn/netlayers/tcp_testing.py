@@ -101,8 +101,14 @@ class TcpTestingNetlayer(Netlayer):
         self._framing = framing
         self._listen = listen
         self._advertise = advertise
+        self._drawn = designator is None
         self._designator = designator or secrets.token_hex(16)
         self.location = PeerLocator(TRANSPORT, self._designator)
+
+    def be_again(self, designator: str) -> None:
+        if self._drawn:
+            self._designator = designator
+            self.location = PeerLocator(TRANSPORT, designator, self.location.hints)
 
     async def listen(self, limits: Limits) -> Listener | None:
         if not self._listen:

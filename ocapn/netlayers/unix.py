@@ -30,9 +30,15 @@ class UnixNetlayer(Netlayer):
 
     def __init__(self, path: str | os.PathLike[str] | None = None, *, designator: str | None = None) -> None:
         self._path = None if path is None else str(Path(path).absolute())
+        self._drawn = designator is None
         self._designator = designator or secrets.token_hex(16)
         hints = {} if self._path is None else {"path": self._path}
         self.location = PeerLocator(TRANSPORT, self._designator, hints)
+
+    def be_again(self, designator: str) -> None:
+        if self._drawn:
+            self._designator = designator
+            self.location = PeerLocator(TRANSPORT, designator, self.location.hints)
 
     async def listen(self, limits: Limits) -> Listener | None:
         if self._path is None:

@@ -1,0 +1,385 @@
+"""A store in a directory of the filesystem: SQLite behind a lock (spec/baggage.md has the files byte by byte).
+
+No other code of this process may open `state.db` by itself: closing it would drop the locks that SQLite holds.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from os import PathLike
+from pathlib import Path
+from typing import Any, Final
+
+from durable.errors import BaggageCorrupt, BaggageFailed, BaggageRefused, DurableError
+from durable.header import FORMAT, HEADER, NEW_HEADER, Header, read_header, write_header
+from durable.place import Lock, remove, rewrite, settle, sync
+from durable.store import TABLES, Changes, above_prefix, check_table, row_name
+
+STATE: Final = "state.db"
+WAL: Final = "state.db-wal"
+#: The database while it is being made: until it is whole it does not bear its name.
+_NEW: Final = "state.db.new"
+_NEW_FILES: Final = (_NEW, f"{_NEW}-journal", f"{_NEW}-wal", f"{_NEW}-shm")
+#: `application_id` of the database: "OCap".
+_APPLICATION: Final = 0x4F436170
+#: Bytes of the write-ahead log from which on it is moved into the database: a few milliseconds of work.
+_WAL_SIZE: Final = 4 << 20
+_SCHEMA: Final = {
+    table: f"CREATE TABLE {table} (key BLOB PRIMARY KEY, value BLOB NOT NULL, digest BLOB NOT NULL) WITHOUT ROWID"
+    for table in ("meta", *TABLES)
+}
+_IDENTITY: Final = b"store"
+_CONTENT: Final = b"content"
+_DIGEST: Final = 16
+_MODULUS: Final = 1 << 8 * _DIGEST
+_PRAGMAS: Final = (
+    "trusted_schema=OFF",
+    "cell_size_check=ON",
+    "mmap_size=0",
+    "synchronous=FULL",
+    "fullfsync=ON",
+    "secure_delete=ON",
+    "wal_autocheckpoint=0",
+)
+#: Codes that tell of what stands in the file; all others tell of the system that does not read or write it.
+_CORRUPT: Final = frozenset(
+    {
+        sqlite3.SQLITE_ERROR,  # a table or column that is not there
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_FORMAT,
+        sqlite3.SQLITE_SCHEMA,
+        sqlite3.SQLITE_TOOBIG,
+        sqlite3.SQLITE_MISMATCH,
+    }
+)
+_CORRUPT_IO: Final = frozenset(
+    {sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS, sqlite3.SQLITE_IOERR_DATA}
+)
+_ERRORS: Final = (sqlite3.Error, MemoryError)
+
+Row = tuple[Any, ...]
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    """The one place where connections are made; tests put faults here. `mode` is that of a SQLite URI."""
+    return sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={mode}",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+        timeout=1.0,  # for another process that looks into the database; ours never wait for each other
+    )
+
+
+class DirectoryStore:
+    """Opens the baggage in the directory `path`, or makes one there.
+
+    One connection writes, another reads. Raises BaggageInUse, BaggageRefused, BaggageCorrupt, BaggageNewer, and
+    BaggageFailed where the operating system refuses something.
+    """
+
+    store_id: bytes
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        self.path = Path(path).absolute()
+        self._failed: str | None = None
+        self._closed = False
+        self._writing = threading.Lock()  # commit, scrub, verify, close: one at a time
+        self._reading = threading.Lock()  # taken inside `_writing`: a checkpoint meets no read
+        self._connections: list[sqlite3.Connection] = []
+        with _system_errors(self.path):
+            settle(self.path, known=(*_NEW_FILES, STATE, HEADER, NEW_HEADER))
+            self._lock = Lock(self.path)
+        try:
+            with _system_errors(self.path):
+                self._open()
+        except BaseException:
+            self._disconnect()
+            raise
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        check_table(table)
+        return self._get(table, key)
+
+    def scan(
+        self, table: str, prefix: bytes = b"", after: bytes | None = None, limit: int | None = None
+    ) -> list[tuple[bytes, bytes]]:
+        check_table(table)
+        rows = self._read(table, prefix, after, limit)
+        return [(key, self._checked(table, key, value, digest)) for key, value, digest in rows]
+
+    def commit(self, changes: Changes) -> None:
+        for table, _ in changes:
+            check_table(table)
+        with self._writing:
+            self._check()
+            with self._fatal("a commit failed"):
+                self._transact(changes)
+                if (self.path / WAL).stat().st_size > _WAL_SIZE:
+                    self._checkpoint()
+
+    def scrub(self) -> None:
+        """Moves the write-ahead log into the database, where deleted rows are overwritten, and empties it.
+
+        While another process reads the database, that is left to the next checkpoint.
+        """
+        with self._writing:
+            self._check()
+            with self._fatal("a checkpoint failed"):
+                self._checkpoint()
+
+    def verify(self) -> int:
+        with self._writing:
+            count = total = 0
+            for table in TABLES:
+                after = None
+                while rows := self._read(table, b"", after, 1000):
+                    for key, value, digest in rows:
+                        self._checked(table, key, value, digest)
+                        # Keys that ascend are found by the search that `get` makes.
+                        if after is not None and key <= after:
+                            raise BaggageCorrupt("rows are out of order", STATE, table, row_name(key))
+                        after = key
+                        total += int.from_bytes(digest, "big")
+                    count += len(rows)
+            if (count, total % _MODULUS) != (self._count, self._sum):
+                raise BaggageCorrupt(f"the {count} rows found are not the {self._count} written", STATE)
+            if self._rows("PRAGMA integrity_check(1)") != [("ok",)]:
+                raise BaggageCorrupt("SQLite finds its pages in disorder", STATE)
+            return count
+
+    def close(self) -> None:
+        """Commits are on disk before; this empties the write-ahead log. Raises BaggageFailed if that fails."""
+        with self._writing:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                if self._failed is None:
+                    with self._fatal("a checkpoint failed"):
+                        self._checkpoint()
+            finally:
+                with self._reading:
+                    self._failed = self._failed or f"{self.path} is closed"
+                    self._disconnect()
+
+    # Opening
+
+    def _open(self) -> None:
+        # A process that was killed, or whose sync failed, left things that this one sees and a crash would undo.
+        sync(self.path)
+        rewrite(self.path / WAL)
+        header = read_header(self.path)
+        state = self.path / STATE
+        if header is None and not state.exists():
+            self._create()
+        if not state.exists() or not state.stat().st_size:
+            # SQLite would make an empty database here, and delete the write-ahead log.
+            raise BaggageCorrupt("the database is gone", STATE)
+        try:
+            # The reader is closed last: as it cannot write, SQLite then leaves a log alone that may be damaged.
+            for mode in ("rw", "ro"):
+                connection = _connect(state, mode)
+                self._connections.append(connection)
+                for pragma in _PRAGMAS:
+                    connection.execute(f"PRAGMA {pragma}").fetchall()
+                connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+        except _ERRORS as error:
+            raise _translated(error) from error
+        self._writer, self._reader = self._connections
+        self._check_schema()
+        self._load()
+        if header is None:
+            # Making it stopped before the last step; or the header of a baggage in use was lost.
+            if self._count:
+                raise BaggageCorrupt("the header is gone", HEADER)
+            write_header(self.path, Header(self.store_id))
+        elif header.store_id != self.store_id:
+            raise BaggageCorrupt("the database belongs to another header", STATE)
+        try:
+            self._checkpoint()
+        except _ERRORS as error:
+            raise _translated(error) from error
+
+    def _create(self) -> None:
+        remove(self.path, (*_NEW_FILES, NEW_HEADER))
+        store_id = secrets.token_bytes(32)
+        connection = _connect(self.path / _NEW, "rwc")
+        try:
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute(f"PRAGMA application_id={_APPLICATION}")
+            connection.execute(f"PRAGMA user_version={FORMAT}")
+            connection.execute("BEGIN")
+            for sql in _SCHEMA.values():
+                connection.execute(sql)
+            for key, value in ((_IDENTITY, store_id), (_CONTENT, bytes(8 + _DIGEST))):
+                digest = _finish(_start(store_id, "meta"), key, value)
+                connection.execute("INSERT INTO meta VALUES (?, ?, ?)", (key, value, digest))
+            connection.execute("COMMIT")
+            if connection.execute("PRAGMA journal_mode=WAL").fetchall() != [("wal",)]:
+                raise BaggageRefused(
+                    f"the filesystem of {self.path} has no shared memory, which SQLite needs"
+                )
+        except _ERRORS as error:
+            raise _translated(error) from error
+        finally:
+            connection.close()
+        (self.path / _NEW).rename(self.path / STATE)
+        sync(self.path)
+
+    def _check_schema(self) -> None:
+        for pragma, wanted in (
+            ("application_id", _APPLICATION),
+            ("user_version", FORMAT),
+            ("journal_mode", "wal"),
+        ):
+            if self._rows(f"PRAGMA {pragma}") != [(wanted,)]:
+                raise BaggageCorrupt(f"its {pragma} is not that of a baggage", STATE)
+        if self._rows("SELECT name, sql FROM sqlite_schema ORDER BY name") != sorted(_SCHEMA.items()):
+            raise BaggageCorrupt("its tables are not those of a baggage", STATE)
+
+    def _load(self) -> None:
+        """Takes identity and content digest from the table `meta`."""
+        rows = self._rows("SELECT value FROM meta WHERE key = ?", (_IDENTITY,))
+        identity = rows[0][0] if rows else None
+        if type(identity) is not bytes:
+            raise BaggageCorrupt("the identity of the store is gone", STATE, "meta")
+        self.store_id = identity
+        self._starts = {table: _start(identity, table) for table in _SCHEMA}
+        content = self._get("meta", _CONTENT)
+        if content is None:
+            raise BaggageCorrupt("the digest of the content is gone", STATE, "meta")
+        self._count = int.from_bytes(content[:8], "big")
+        self._sum = int.from_bytes(content[8:], "big")
+
+    # Reading
+
+    def _get(self, table: str, key: bytes) -> bytes | None:
+        for value, digest in self._rows(f"SELECT value, digest FROM {table} WHERE key = ?", (key,)):
+            return self._checked(table, key, value, digest)
+        return None
+
+    def _read(self, table: str, prefix: bytes, after: bytes | None, limit: int | None) -> list[Row]:
+        # One lower bound: of two, SQLite searches by the first and reads all rows up to the second.
+        lower, bound = ("key >= ?", prefix) if after is None or after < prefix else ("key > ?", after)
+        where, parameters = [lower], [bound]
+        if (end := above_prefix(prefix)) is not None:
+            where.append("key < ?")
+            parameters.append(end)
+        return self._rows(
+            f"SELECT key, value, digest FROM {table} WHERE {' AND '.join(where)} ORDER BY key LIMIT ?",
+            (*parameters, -1 if limit is None else limit),
+        )
+
+    def _checked(self, table: str, key: object, value: object, digest: object) -> bytes:
+        if type(key) is not bytes:
+            raise BaggageCorrupt("a key is no bytes", STATE, table)
+        if type(value) is not bytes or self._digest(table, key, value) != digest:
+            raise BaggageCorrupt("the row is not what was written", STATE, table, row_name(key))
+        return value
+
+    def _digest(self, table: str, key: bytes, value: bytes) -> bytes:
+        return _finish(self._starts[table], key, value)
+
+    def _rows(self, sql: str, parameters: tuple[object, ...] = ()) -> list[Row]:
+        """All rows at once, so that no read stays open."""
+        with self._reading:
+            self._check()
+            try:
+                return self._reader.execute(sql, parameters).fetchall()
+            except _ERRORS as error:
+                translated = _translated(error)
+                if isinstance(translated, BaggageFailed):
+                    self._failed = str(translated)
+                raise translated from error
+
+    # Writing
+
+    def _transact(self, changes: Changes) -> None:
+        writer, count, total = self._writer, self._count, self._sum
+        writer.execute("BEGIN IMMEDIATE")
+        for (table, key), value in changes.items():
+            for (old,) in writer.execute(f"SELECT digest FROM {table} WHERE key = ?", (key,)).fetchall():
+                count -= 1
+                total -= int.from_bytes(old, "big")
+            if value is None:
+                writer.execute(f"DELETE FROM {table} WHERE key = ?", (key,))
+            else:
+                digest = self._digest(table, key, value)
+                writer.execute(f"REPLACE INTO {table} VALUES (?, ?, ?)", (key, value, digest))
+                count += 1
+                total += int.from_bytes(digest, "big")
+        total %= _MODULUS
+        content = count.to_bytes(8, "big") + total.to_bytes(_DIGEST, "big")
+        digest = self._digest("meta", _CONTENT, content)
+        writer.execute("REPLACE INTO meta VALUES (?, ?, ?)", (_CONTENT, content, digest))
+        writer.execute("COMMIT")
+        self._count, self._sum = count, total
+
+    def _checkpoint(self) -> None:
+        with self._reading:
+            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    # Ends
+
+    def _check(self) -> None:
+        if self._failed is not None:
+            raise BaggageFailed(self._failed)
+
+    @contextmanager
+    def _fatal(self, what: str) -> Iterator[None]:
+        """After an error in the block, KeyboardInterrupt included, nobody knows what is on disk."""
+        try:
+            yield
+        except BaseException as error:
+            self._failed = f"{what}, open {self.path} again: {error}"
+            if isinstance(error, Exception):
+                raise BaggageFailed(self._failed) from error
+            raise
+
+    def _disconnect(self) -> None:
+        for connection in self._connections:
+            try:
+                connection.close()
+            except _ERRORS:
+                pass
+        self._lock.close()
+
+
+def _start(store_id: bytes, table: str) -> blake2b:
+    start = blake2b(digest_size=_DIGEST)
+    for part in (store_id, table.encode()):
+        start.update(len(part).to_bytes(8, "big") + part)
+    return start
+
+
+def _finish(start: blake2b, key: bytes, value: bytes) -> bytes:
+    digest = start.copy()
+    for part in (key, value):
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.digest()
+
+
+def _translated(error: BaseException) -> DurableError:
+    """What SQLite says, as an error of ours. None of its texts holds a value."""
+    code = getattr(error, "sqlite_errorcode", None)
+    if isinstance(error, MemoryError):
+        return BaggageFailed("out of memory")
+    if code is None or code & 0xFF in _CORRUPT or code in _CORRUPT_IO:
+        return BaggageCorrupt(str(error), STATE)
+    return BaggageFailed(f"cannot read or write {STATE}: {error}")
+
+
+@contextmanager
+def _system_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BaggageFailed(f"cannot open {path}: {error}") from error

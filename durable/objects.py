@@ -1,0 +1,194 @@
+"""Durable kinds: classes whose objects are in the baggage.
+
+    @durable.kind("counter", version=1)
+    @attrs.define
+    class Counter(ocapn.Target):
+        value: int = 0
+
+        @ocapn.method
+        def add(self, n: int) -> int:
+            self.value += n
+            return self.value
+
+An object becomes durable when it is stored: under a key of the baggage, in a field of a durable object, or when it is
+sent or exported by a peer with a baggage. From then on each assignment to a field is seen, and commits with the turn.
+So a field holds what cannot change unseen: None, bool, int, float, str, bytes, symbols, tuples of these, durable
+objects, and references to remote ones. A list or a dict is refused; what is long belongs under keys of the baggage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, Protocol, TypeVar
+
+import attrs
+
+from durable.errors import BaggageNewer, DurableError
+
+State = dict[str, Any]
+Upgrade = Callable[[State], State]
+T = TypeVar("T", bound=type)
+
+_PLAIN: Final = (type(None), bool, int, float, str, bytes)
+
+
+class MissingKind(DurableError):
+    """The baggage holds an object of a kind that was not registered before the peer was opened."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"the baggage holds objects of the kind {name!r}: import the module that registers it, with "
+            f"@durable.kind({name!r}, …), before the peer is opened"
+        )
+        self.name = name
+
+
+class MissingUpgrade(DurableError):
+    """The baggage holds an object of an older version of its kind, and no upgrade from that version is registered."""
+
+
+@attrs.define
+class Kind:
+    """A registered class: its name and version in the baggage, and the fields that are its state."""
+
+    name: str
+    version: int
+    cls: type
+    fields: tuple[str, ...]
+    upgrades: dict[int, Upgrade]
+
+
+#: Registered kinds by name.
+kinds: Final[dict[str, Kind]] = {}
+
+
+class Keeper(Protocol):
+    """Who keeps durable objects."""
+
+    def check(self, value: object, path: str) -> None:
+        """Raises NotStorable if a field cannot hold the value."""
+
+    def changed(self, obj: Any) -> None:
+        """A field of a durable object has changed."""
+
+
+class Durable:
+    """What every object of a kind is, besides what its class says. `_durable_id` is 0 until it is kept."""
+
+    __slots__ = ()
+    _durable_kind: Kind
+    _durable_id: int
+    _durable_keeper: Keeper | None
+
+
+def kind(name: str, *, version: int = 1) -> Callable[[T], T]:
+    """Registers an attrs class as a kind of durable object.
+
+    `name` is what the baggage calls it, whatever the class is called; `version` counts changes of its fields (see
+    `upgrade`). Raises TypeError for a class that is not made by attrs, ValueError for a name that is taken.
+    """
+    if version < 1:
+        raise ValueError(f"a version is 1 or more, not {version}")
+
+    def register(cls: T) -> T:
+        if not attrs.has(cls):
+            raise TypeError(f"{cls.__qualname__} is no attrs class: put @attrs.define below @durable.kind")
+        known = kinds.get(name)
+        if known is not None and known.cls.__qualname__ != cls.__qualname__:
+            raise ValueError(f"the kind {name!r} is {known.cls.__qualname__} already")
+        fields = tuple(field.name for field in attrs.fields(cls))
+        made = Kind(name, version, cls, fields, known.upgrades if known is not None else {})
+        made.cls = _tracked(cls, made)
+        kinds[name] = made
+        return made.cls  # type: ignore[return-value]  # a subclass, with two more slots
+
+    return register
+
+
+def upgrade(name: str, *, version: int) -> Callable[[Upgrade], Upgrade]:
+    """Registers how the state of a kind is brought from `version` to the next: fields by name, old to new.
+
+    It runs once for each object, when the object is loaded, and what it returns commits with the first batch.
+    """
+
+    def register(function: Upgrade) -> Upgrade:
+        found = kinds.get(name)
+        if found is None:
+            raise ValueError(f"register the kind {name!r} first")
+        found.upgrades[version] = function
+        return function
+
+    return register
+
+
+def _tracked(cls: type, made: Kind) -> type:
+    """A subclass that tells the keeper of each assignment."""
+    inherited: Any = cls.__setattr__
+    fields = frozenset(made.fields)
+
+    def set_attribute(self: Any, name: str, value: object) -> None:
+        keeper = getattr(self, "_durable_keeper", None)
+        if keeper is None or name not in fields:
+            inherited(self, name, value)
+            return
+        if type(value) not in _PLAIN:
+            keeper.check(value, f"{made.name}.{name}")
+        inherited(self, name, value)
+        keeper.changed(self)
+
+    return type(
+        cls.__name__,
+        (cls, Durable),
+        {
+            "__slots__": ("_durable_id", "_durable_keeper"),
+            "__module__": cls.__module__,
+            "__qualname__": cls.__qualname__,
+            "__doc__": cls.__doc__,
+            "__setattr__": set_attribute,
+            "_durable_kind": made,
+        },
+    )
+
+
+def state_of(obj: Durable) -> State:
+    """The fields of a durable object."""
+    return {name: getattr(obj, name) for name in obj._durable_kind.fields}
+
+
+def blank(name: str) -> Any:
+    """An object of the kind without its state. Raises MissingKind."""
+    found = kinds.get(name)
+    if found is None:
+        raise MissingKind(name)
+    return object.__new__(found.cls)
+
+
+def upgraded(name: str, version: int, state: State) -> State:
+    """The state as the registered version of the kind has it. Raises BaggageNewer, MissingUpgrade."""
+    found = kinds[name]
+    if version > found.version:
+        raise BaggageNewer(f"the kind {name!r}", version, found.version)
+    for step in range(version, found.version):
+        function = found.upgrades.get(step)
+        if function is None:
+            raise MissingUpgrade(
+                f"the baggage holds version {version} of the kind {name!r}: register "
+                f"@durable.upgrade({name!r}, version={step}), which brings it to {step + 1}"
+            )
+        state = function(state)
+    return state
+
+
+def fill(obj: Any, state: State, keeper: Keeper, number: int) -> None:
+    """Gives a blank object its state. Fields that the state lacks are left to be found missing."""
+    for name in obj._durable_kind.fields:
+        if name in state:
+            object.__setattr__(obj, name, state[name])
+    object.__setattr__(obj, "_durable_id", number)
+    object.__setattr__(obj, "_durable_keeper", keeper)
+
+
+def adopt(obj: Any, keeper: Keeper, number: int) -> None:
+    """The object is durable from now on."""
+    object.__setattr__(obj, "_durable_id", number)
+    object.__setattr__(obj, "_durable_keeper", keeper)

@@ -1,0 +1,573 @@
+"""Keeps the sessions and the durable objects of a peer in a baggage: `ocapn.captp.port`, implemented.
+
+The one file of this package that knows `ocapn`. spec/baggage.md describes the rows. At each cut, the slots and objects
+that have changed since the last are encoded; at opening, all are brought back, and what a dead process left unsettled
+is broken with PeerRestarted, on both sides.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, final
+
+from durable.baggage import Baggage, Batch
+from durable.errors import BaggageCorrupt, NotStorable
+from durable.objects import Durable, adopt, blank, fill, state_of, upgraded
+from durable.records import decode, encode
+from ocapn.captp.delivery import (
+    BROKEN,
+    FULFILLED,
+    PENDING,
+    CoreTarget,
+    LocalTarget,
+    PromiseHandle,
+    RefHandle,
+    RemoteVow,
+    Vow,
+    Waiting,
+    broken,
+)
+from ocapn.captp.frames import Agreement, Frames, Terms
+from ocapn.captp.node import Node, Tombstone
+from ocapn.captp.session import Session
+from ocapn.captp.tables import Import
+from ocapn.codec.operations import Form
+from ocapn.crypto import SessionKey, public_id
+from ocapn.errors import ObjectLost, PeerRestarted, RemoteError, SessionLost
+from ocapn.model.locators import PeerLocator, SturdyRef
+from ocapn.model.values import Null, Symbol, Tagged
+
+_PLAIN: Final = (type(None), bool, int, float, str, bytes)
+#: A dict with one key that begins so stands for what CBOR has no form for; other such keys have it twice.
+_MARK: Final = "\0"
+_NEXT_OBJECT: Final = b"next-object"
+#: What stands in an export's row.
+_OBJECT, _PROMISE, _RESOLVER = 0, 1, 2
+_KINDS: Final = {"export": b"e", "import": b"i", "resolver": b"r", "answer": b"a", "question": b"q"}
+
+
+class _Lost(CoreTarget):
+    """Stands in the place of an object that ended with the process which exported it."""
+
+    __slots__ = ()
+
+    def call(self, args: list[object]) -> object:
+        raise ObjectLost("the object ended with the process that it was in")
+
+
+class _Settling(Waiting):
+    """Has an answer, or an exported promise, written again once it is known what it has become."""
+
+    __slots__ = ("kind", "position", "session")
+    listens = True
+
+    def __init__(self, session: Session, kind: str, position: int) -> None:
+        self.session = session
+        self.kind = kind
+        self.position = position
+
+    @property
+    def gone(self) -> bool:
+        tables = self.session.tables
+        return self.position not in (tables.answers if self.kind == "answer" else tables.exports)
+
+    def settle(self, vow: Vow) -> None:
+        if not self.gone:
+            self.session.tables.touch(self.kind, self.position)
+            self.session.node.touch(self.session)
+
+
+@final
+class _Stored:
+    """How much of a session is in the baggage: the frames of ours from `first` to `last`."""
+
+    __slots__ = ("first", "last", "record")
+
+    def __init__(self, first: int, last: int) -> None:
+        self.first = first
+        self.last = last
+        self.record = b""
+
+
+@final
+class SessionKeeper:
+    """Keeps one node in one baggage."""
+
+    def __init__(self, baggage: Baggage, node: Node) -> None:
+        self._baggage = baggage
+        self._node = node
+        self._objects: dict[int, Any] = {}
+        self._changed: dict[int, Any] = {}
+        self._next_object = 1
+        self._stored: dict[bytes, _Stored] = {}
+        self.blocks = baggage.blocks
+        baggage.on_dirty = node.wake
+        baggage.pack = self.pack
+        baggage.unpack = self.unpack
+
+    # Values
+
+    def pack(self, value: object, path: str = "value", *, fixed: bool = False) -> Any:
+        """The value in terms of `durable.records`. With `fixed`, what can change unseen is refused.
+
+        Raises NotStorable.
+        """
+        if type(value) in _PLAIN:
+            return value
+        if isinstance(value, Durable):
+            return {_MARK + "o": self._number(value)}
+        if isinstance(value, RefHandle):
+            return {_MARK + "r": self._pack_ref(value, path)}
+        if isinstance(value, Symbol):
+            return {_MARK + "s": value.name}
+        if isinstance(value, tuple):
+            return {_MARK + "t": [self.pack(one, f"{path}[{i}]", fixed=fixed) for i, one in enumerate(value)]}
+        if isinstance(value, Tagged):
+            return {_MARK + "g": [value.tag, self.pack(value.value, f"{path}.value", fixed=fixed)]}
+        if isinstance(value, SturdyRef):
+            return {_MARK + "u": [*_pack_locator(value.peer), value.swiss]}
+        if isinstance(value, PeerLocator):
+            return {_MARK + "l": _pack_locator(value)}
+        if value is Null:
+            return {_MARK + "n": None}
+        if isinstance(value, RemoteError) and not fixed:
+            return {_MARK + "e": [value.message, self.pack(value.value, path)]}
+        if isinstance(value, PromiseHandle):
+            vow = value._vow.end()
+            if vow.state == FULFILLED:
+                return self.pack(vow.value, path, fixed=fixed)
+            raise NotStorable("a promise that is not fulfilled cannot be kept: await it first", path)
+        if isinstance(value, LocalTarget):
+            raise NotStorable(
+                f"a {type(value).__name__} ends with this process: make its class a @durable.kind", path
+            )
+        if isinstance(value, (list, dict)):
+            if fixed:
+                raise NotStorable(
+                    f"a {type(value).__name__} can change without being noticed: use a tuple, or keys of the baggage",
+                    path,
+                )
+            if isinstance(value, list):
+                return [self.pack(one, f"{path}[{i}]") for i, one in enumerate(value)]
+            return self._pack_dict(value, path)
+        raise NotStorable(f"cannot keep a {type(value).__qualname__}", path)
+
+    def _pack_dict(self, value: dict[Any, object], path: str) -> dict[str, Any]:
+        packed = {}
+        for key, one in value.items():
+            if type(key) is not str:
+                raise NotStorable(f"cannot keep a dict key of type {type(key).__qualname__}, only str", path)
+            name = _MARK + key if key.startswith(_MARK) else key
+            packed[name] = self.pack(one, f"{path}[{key!r}]")
+        return packed
+
+    def _pack_ref(self, ref: RefHandle, path: str) -> list[Any]:
+        slot = ref._import
+        if slot.session.frames is None or slot.session.ended is not None:
+            raise NotStorable("a reference of a session that is not durable cannot be kept", path)
+        return [slot.session.id, slot.position]
+
+    def unpack(self, value: Any) -> Any:
+        """What `pack` has packed. A reference whose session is over is a broken promise."""
+        if type(value) is list:
+            return [self.unpack(one) for one in value]
+        if type(value) is not dict:
+            return value
+        if len(value) == 1:
+            ((mark, content),) = value.items()
+            if mark[:1] == _MARK and mark[1:2] != _MARK:
+                return self._unpack_marked(mark[1:], content)
+        return {key[1:] if key[:1] == _MARK else key: self.unpack(one) for key, one in value.items()}
+
+    def _unpack_marked(self, mark: str, content: Any) -> Any:
+        match mark:
+            case "o":
+                return self._object(content)
+            case "r":
+                return self._unpack_ref(*content)
+            case "s":
+                return Symbol(content)
+            case "t":
+                return tuple(self.unpack(one) for one in content)
+            case "g":
+                return Tagged(content[0], self.unpack(content[1]))
+            case "u":
+                return SturdyRef(_unpack_locator(content[:3]), content[3])
+            case "l":
+                return _unpack_locator(content)
+            case "n":
+                return Null
+            case "e":
+                return RemoteError(content[0], self.unpack(content[1]))
+        raise BaggageCorrupt(f"no value is marked {mark!r}")
+
+    def _unpack_ref(self, session_id: bytes, position: int) -> object:
+        session = self._node.kept_session(session_id)
+        slot = None if session is None else session.tables.imports.get(position)
+        if slot is None:
+            return broken(self._node, SessionLost("the session of this reference is over")).handle()
+        return slot.handle()
+
+    # Objects
+
+    def check(self, value: object, path: str) -> None:
+        self.pack(value, path, fixed=True)
+
+    def changed(self, obj: Any) -> None:
+        if not self._changed:
+            self._node.wake()
+        self._changed[obj._durable_id] = obj
+
+    def _number(self, obj: Any) -> int:
+        """The number of a durable object, which it gets when it is first kept."""
+        keeper = getattr(obj, "_durable_keeper", None)
+        if keeper is self:
+            number: int = obj._durable_id
+            return number
+        if keeper is not None:
+            raise NotStorable("the object is in another baggage")
+        number = self._next_object
+        self._next_object += 1
+        self._baggage.put("node", _NEXT_OBJECT, encode(self._next_object))
+        adopt(obj, self, number)
+        self._objects[number] = obj
+        self.changed(obj)
+        return number
+
+    def _object(self, number: int) -> Any:
+        """The object with that number; one object as long as this process lives."""
+        obj = self._objects.get(number)
+        if obj is not None:
+            return obj
+        key = _key(number)
+        row = self._baggage.read("object", key)
+        if row is None:
+            raise BaggageCorrupt("a durable object is missing", table="object")
+        name, version, packed = decode(row, table="object")
+        obj = blank(name)
+        self._objects[number] = obj  # before its state, which may hold itself
+        state = {field: self.unpack(one) for field, one in packed.items()}
+        if version != obj._durable_kind.version:
+            state = upgraded(name, version, state)
+            fill(obj, state, self, number)
+            self.changed(obj)
+        else:
+            fill(obj, state, self, number)
+        return obj
+
+    def _save_object(self, obj: Any) -> None:
+        kind = obj._durable_kind
+        state = {
+            name: self.pack(value, f"{kind.name}.{name}", fixed=True) for name, value in state_of(obj).items()
+        }
+        self._baggage.put("object", _key(obj._durable_id), encode([kind.name, kind.version, state]))
+
+    # Sturdyrefs
+
+    def export(self, swiss: bytes, obj: object) -> None:
+        try:
+            row = encode(self.pack(obj))
+        except NotStorable:
+            return  # it ends with this process
+        self._baggage.put("swiss", swiss, row)
+
+    def unexport(self, swiss: bytes) -> None:
+        self._baggage.remove("swiss", swiss)
+
+    # Batches
+
+    def cut(self, sessions: Iterable[Session]) -> Batch | None:
+        for session in sessions:
+            self._save(session)
+        while self._changed:
+            _, obj = self._changed.popitem()
+            self._save_object(obj)
+        return self._baggage.cut()
+
+    def write(self, batches: Sequence[Batch]) -> None:
+        self._baggage.write(batches)
+
+    def written(self, batch: Batch) -> None:
+        self._baggage.written(batch)
+
+    def _save(self, session: Session) -> None:
+        frames = session.frames
+        if session.ended is not None:
+            self._erase(session)
+            return
+        if frames is None or not frames.settled:
+            if frames is None:
+                session.tables.touched = None  # it will never be kept
+            return
+        stored = self._stored.get(session.id)
+        tables = session.tables
+        if stored is None:
+            stored = self._stored[session.id] = _Stored(frames.acked + 1, frames.acked)
+            touched, tables.touched = tables.positions, set()
+        else:
+            touched, tables.touched = tables.touched or set(), set()
+        for kind, position in touched:
+            self._save_slot(session, kind, position)
+        self._save_frames(session.id, frames, stored)
+        record = encode(self._record(session, frames))
+        if record != stored.record:
+            stored.record = record
+            self._baggage.put("session", session.id, record)
+
+    def _save_frames(self, session_id: bytes, frames: Frames, stored: _Stored) -> None:
+        for number in range(stored.first, min(frames.acked, stored.last) + 1):
+            self._baggage.remove("outbox", session_id + _key(number))
+        stored.first = frames.acked + 1
+        fresh = frames.sent - max(stored.last, frames.acked)
+        if fresh:
+            number = frames.sent - fresh
+            for message, digest in list(frames.kept)[-fresh:]:
+                number += 1
+                self._baggage.put("outbox", session_id + _key(number), digest + message)
+        stored.last = frames.sent
+
+    def _save_slot(self, session: Session, kind: str, position: int) -> None:
+        key = session.id + _KINDS[kind] + _key(position)
+        table = "answer" if kind in ("answer", "question") else "slot"
+        row = self._slot(session, kind, position)
+        if row is None:
+            self._baggage.remove(table, key)
+        else:
+            self._baggage.put(table, key, encode(row))
+
+    def _slot(self, session: Session, kind: str, position: int) -> list[Any] | None:
+        tables = session.tables
+        if kind == "export":
+            slot = tables.exports.get(position)
+            if slot is None:
+                return None
+            value = slot.value
+            if isinstance(value, RemoteVow):
+                return [slot.count, _RESOLVER, None]
+            if isinstance(value, PromiseHandle):
+                return [slot.count, _PROMISE, self._settling(session, kind, position, value._vow)]
+            return [slot.count, _OBJECT, self.pack(value) if isinstance(value, Durable) else None]
+        if kind == "import":
+            held = tables.imports.get(position)
+            return None if held is None else [held.count, held.vow is not None]
+        if kind == "resolver":
+            twice = tables.resolvers(position)
+            return [twice] if twice else None
+        if kind == "question":
+            return [] if position in tables.questions else None
+        answer = tables.answers.get(position)
+        if answer is None:
+            return None
+        return [self._settling(session, kind, position, answer)]
+
+    def _settling(self, session: Session, kind: str, position: int, vow: Vow) -> Any:
+        end = vow.end()
+        if end.state == PENDING:
+            end.add(_Settling(session, kind, position))
+        return self._outcome(end)
+
+    def _outcome(self, vow: Vow) -> Any:
+        """What a promise has become, for those who ask after a restart; None if that ends with this process."""
+        try:
+            if vow.state == FULFILLED:
+                return [1, self.pack(vow.value)]
+            if vow.state == BROKEN:
+                return [0, str(vow.value)]
+        except NotStorable:
+            pass
+        return None
+
+    def _record(self, session: Session, frames: Frames) -> list[Any]:
+        tables, form, terms = session.tables, session.form, frames.terms
+        count, floor, used = session.handoff_counts
+        return [
+            session.key.seed,
+            session.peer_key,
+            _pack_locator(session.location),
+            [session.dialled, session.authenticated, frames.agreement is Agreement.AGREED],
+            [form.old_deliver, form.old_gc, form.text_order],
+            [terms.life, terms.frames, terms.size],
+            [frames.epoch, frames.proven, frames.sent, frames.acked, frames.taken],
+            [frames.acked_digest, frames.taken_digest],
+            [tables.next_export, tables.next_question],
+            [count, floor, sorted(used)],
+            0 if session.attached else int(time.time() - (self._node.now() - frames.since)),
+        ]
+
+    def _erase(self, session: Session) -> None:
+        """The session is over: what is left of it is its tombstone."""
+        if self._stored.pop(session.id, None) is None:
+            return
+        self._baggage.remove("session", session.id)
+        for table in ("outbox", "slot", "answer"):
+            for key, _ in self._baggage.scan(table, session.id):
+                self._baggage.remove(table, key)
+        tombstone = self._node.tombstone(session.id)
+        if tombstone is not None:
+            left = tombstone.until - self._node.now()
+            row = [
+                tombstone.key.seed,
+                tombstone.peer_key,
+                tombstone.reason,
+                tombstone.received,
+                int(time.time() + left),
+            ]
+            self._baggage.put("node", b"tombstone/" + session.id, encode(row))
+
+    # After a restart
+
+    def designator(self, transport: str, drawn: str) -> str:
+        key = b"designator/" + transport.encode()
+        row = self._baggage.read("node", key)
+        if row is not None:
+            kept: str = decode(row, table="node")
+            return kept
+        self._baggage.put("node", key, encode(drawn))
+        return drawn
+
+    def restore(self) -> None:
+        row = self._baggage.read("node", _NEXT_OBJECT)
+        if row is not None:
+            self._next_object = decode(row, table="node")
+        for key, data in self._baggage.scan("node", b"tombstone/"):
+            self._restore_tombstone(key, decode(data, table="node"))
+        sessions = []
+        for session_id, data in self._baggage.scan("session"):
+            session = self._restore_session(session_id, decode(data, table="session"))
+            if session is not None:
+                sessions.append(session)
+        for session in sessions:
+            self._restore_imports(session)
+        # Objects hold references, and slots hold objects.
+        for key, _ in self._baggage.scan("object"):
+            self._object(int.from_bytes(key, "big"))
+        for session in sessions:
+            self._restore_slots(session)
+        for swiss, data in self._baggage.scan("swiss"):
+            self._node.swiss[swiss] = self.unpack(decode(data, table="swiss"))
+        for session in sessions:
+            self._settle(session)
+
+    def _restore_tombstone(self, key: bytes, row: list[Any]) -> None:
+        seed, peer_key, reason, received, until = row
+        left = until - time.time()
+        if left <= 0:
+            self._baggage.remove("node", key)
+            return
+        session_id = key.removeprefix(b"tombstone/")
+        own = SessionKey(seed)
+        self._node.remember(
+            Tombstone(
+                session_id, own, public_id(peer_key), peer_key, reason, received, self._node.now() + left
+            )
+        )
+
+    def _restore_session(self, session_id: bytes, row: list[Any]) -> Session | None:
+        seed, peer_key, location, flags, form, terms, counts, digests, positions, handoffs, since = row
+        node = self._node
+        dialled, authenticated, agreed = flags
+        session = Session(
+            node,
+            key=SessionKey(seed),
+            peer_key=peer_key,
+            location=_unpack_locator(location),
+            dialled=dialled,
+            authenticated=authenticated,
+            form=Form(*form),
+            now=node.now(),
+        )
+        if session.id != session_id:
+            raise BaggageCorrupt("a session stands under another id", table="session")
+        epoch, proven, sent, acked, taken = counts
+        frames = Frames(
+            Agreement.AGREED, session_id, session.key.public_id, session.peer_id, Terms(*terms), node.now()
+        )
+        rows = self._baggage.scan("outbox", session_id)
+        numbers = [int.from_bytes(key[32:], "big") for key, _ in rows]
+        if numbers != list(range(acked + 1, sent + 1)):
+            raise BaggageCorrupt("frames that the peer has not acknowledged are missing", table="outbox")
+        frames.restore(
+            epoch, proven, acked, taken, digests[0], digests[1], [(data[32:], data[:32]) for _, data in rows]
+        )
+        tables = session.tables
+        tables.next_export, tables.next_question = positions
+        session.handoff_counts = (handoffs[0], handoffs[1], set(handoffs[2]))
+        self._stored[session_id] = _Stored(acked + 1, sent)
+        asleep = 0.0 if not since else max(0.0, time.time() - since)
+        session.restored(frames, node.now() - asleep)
+        if not agreed:  # the asker never said that it had our answer
+            session.lose("the session had not been agreed on when this peer was restarted")
+            return None
+        return session
+
+    def _restore_imports(self, session: Session) -> None:
+        for key, data in self._baggage.scan("slot", session.id + b"i"):
+            position = int.from_bytes(key[33:], "big")
+            count, promise = decode(data, table="slot")
+            slot = session.tables.imports[position] = Import(session, position, promise)
+            slot.count = count
+
+    def _restore_slots(self, session: Session) -> None:
+        tables = session.tables
+        lost = _Lost()
+        for key, data in self._baggage.scan("slot", session.id + b"e"):
+            position = int.from_bytes(key[33:], "big")
+            count, form, kept = decode(data, table="slot")
+            value: Any
+            if form == _RESOLVER:
+                value = session.spent
+            elif form == _PROMISE:
+                value = self._promise(kept).handle()
+            else:
+                value = lost if kept is None else self.unpack(kept)
+            identity = id(value) if isinstance(value, Durable) else 0
+            tables.restore_export(position, value, identity, form == _PROMISE).count = count
+        for key, data in self._baggage.scan("answer", session.id + b"a"):
+            position = int.from_bytes(key[33:], "big")
+            (outcome,) = decode(data, table="answer")
+            tables.answers[position] = self._promise(outcome)
+        for key, data in self._baggage.scan("slot", session.id + b"r"):
+            position = int.from_bytes(key[33:], "big")
+            (twice,) = decode(data, table="slot")
+            tables.restore_resolver(position, twice)
+
+    def _promise(self, outcome: list[Any] | None) -> Vow:
+        """A promise that has become what it had, or that ended with the process."""
+        if outcome is None:
+            return broken(self._node, PeerRestarted("the process that owed this was restarted"))
+        fulfilled, content = outcome
+        if not fulfilled:
+            return broken(self._node, RemoteError(content))
+        vow = Vow(self._node)
+        vow.resolve(self.unpack(content))
+        return vow
+
+    def _settle(self, session: Session) -> None:
+        """Lets go of what the dead process waited for, and tells those who waited for it."""
+        tables = session.tables
+        for key, _ in self._baggage.scan("answer", session.id + b"q"):
+            position = int.from_bytes(key[33:], "big")
+            session.outbox.released(position)
+            tables.touch("question", position)
+        restarted = PeerRestarted("the process that owed this was restarted")
+        for key, _ in self._baggage.scan("slot", session.id + b"r"):
+            position = int.from_bytes(key[33:], "big")
+            for _ in range(tables.resolvers(position) // 2):
+                session.tell(position, False, restarted)
+        for position, slot in list(tables.imports.items()):
+            if not slot.held:
+                session.release_import(position)
+        self._node.touch(session)
+
+
+def _key(number: int) -> bytes:
+    return number.to_bytes(8, "big")
+
+
+def _pack_locator(locator: PeerLocator) -> list[Any]:
+    return [locator.transport, locator.designator, dict(locator.hints)]
+
+
+def _unpack_locator(packed: list[Any]) -> PeerLocator:
+    return PeerLocator(packed[0], packed[1], packed[2] or None)

@@ -1,0 +1,1 @@
+"""Machine-checked models of the durable-session protocol: `python -m spec.models`."""
