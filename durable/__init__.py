@@ -15,7 +15,7 @@ from durable.errors import (
     NotStorable,
 )
 from durable.memory import MemoryStore
-from durable.objects import MissingKind, MissingUpgrade, kind, upgrade
+from durable.objects import MissingKind, MissingUpgrade, kind, upgrade, when
 from durable.store import TABLES, Store
 
 __all__ = [
@@ -39,4 +39,5 @@ __all__ = [
     "kind",
     "open_baggage",
     "upgrade",
+    "when",
 ]

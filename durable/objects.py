@@ -71,6 +71,9 @@ class Keeper(Protocol):
     def changed(self, obj: Any) -> None:
         """A field of a durable object has changed."""
 
+    def when(self, promise: object, obj: Any, fulfilled: str | None, broken: str | None) -> None:
+        """See `when`."""
+
 
 class Durable:
     """What every object of a kind is, besides what its class says. `_durable_id` is 0 until it is kept."""
@@ -192,3 +195,22 @@ def adopt(obj: Any, keeper: Keeper, number: int) -> None:
     """The object is durable from now on."""
     object.__setattr__(obj, "_durable_id", number)
     object.__setattr__(obj, "_durable_keeper", keeper)
+
+
+def when(promise: object, obj: Any, fulfilled: str | None, broken: str | None = None) -> None:
+    """Has a durable object told, once, what a promise becomes: also if the process is restarted meanwhile.
+
+    `fulfilled` and `broken` are names of methods of `obj`, called in a turn of their own with the value or with the
+    error; they need not be marked `@ocapn.method`. With None, a value is dropped and an error is logged. Of a promise
+    that ends with this process, other than an answer that a peer owes in a durable session, the restarted one tells
+    that it broke, with PeerRestarted. What else awaits the promise is not told after a restart.
+
+    Raises TypeError if `obj` is not kept in the baggage of a peer yet, AttributeError for a name that is no method.
+    """
+    keeper: Keeper | None = getattr(obj, "_durable_keeper", None)
+    if keeper is None:
+        raise TypeError("only an object that is in a baggage can be told: store it first")
+    for name in (fulfilled, broken):
+        if name is not None and not callable(getattr(obj, name)):
+            raise AttributeError(f"{name} is no method of {type(obj).__name__}")
+    keeper.when(promise, obj, fulfilled, broken)

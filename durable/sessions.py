@@ -24,15 +24,16 @@ from ocapn.captp.delivery import (
     PromiseHandle,
     RefHandle,
     RemoteVow,
+    Telling,
     Vow,
     Waiting,
     broken,
 )
 from ocapn.captp.frames import Agreement, Frames, Terms
-from ocapn.captp.node import Node, Tombstone
+from ocapn.captp.node import Node, Tombstone, Turn
 from ocapn.captp.session import Session
 from ocapn.captp.tables import Import
-from ocapn.codec.operations import Form
+from ocapn.codec.operations import ANSWER, Form, descriptor_bytes
 from ocapn.crypto import SessionKey, public_id
 from ocapn.errors import ObjectLost, PeerRestarted, RemoteError, SessionLost
 from ocapn.model.locators import PeerLocator, SturdyRef
@@ -79,6 +80,56 @@ class _Settling(Waiting):
 
 
 @final
+class _Telling(Waiting):
+    """A durable object wants to be told what a promise becomes (`durable.when`)."""
+
+    __slots__ = ("broken", "fulfilled", "keeper", "number", "obj", "promise", "waits_on")
+    listens = True
+
+    def __init__(
+        self,
+        keeper: SessionKeeper,
+        number: int,
+        promise: PromiseHandle,
+        obj: Any,
+        fulfilled: str | None,
+        broken: str | None,
+    ) -> None:
+        self.keeper = keeper
+        self.number = number
+        self.promise = promise  # held, so that its answer is not released
+        self.obj = obj
+        self.fulfilled = fulfilled
+        self.broken = broken
+        self.waits_on: list[Any] | None = []  # as it stands in the baggage; nothing does yet
+
+    def settle(self, vow: Vow) -> None:
+        self.keeper.told(self, vow.state == FULFILLED, vow.value)
+
+    def now_waits_on(self) -> list[Any] | None:
+        """Of which session, and whether it is an answer, and at which position; None if it ends with the process."""
+        vow = self.promise._vow.end()
+        if isinstance(vow, RemoteVow) and vow.session.durable and not vow.released:
+            return [vow.session.id, vow.kind == ANSWER, vow.position]
+        return None
+
+
+@final
+class _Told(CoreTarget):
+    """A turn in which a method of a durable object is called by its name."""
+
+    __slots__ = ("method", "obj")
+
+    def __init__(self, obj: Any, method: str) -> None:
+        self.obj = obj
+        self.method = method
+
+    def call(self, args: list[object]) -> object:
+        getattr(self.obj, self.method)(*args)
+        return None
+
+
+@final
 class _Stored:
     """How much of a session is in the baggage: the frames of ours from `first` to `last`."""
 
@@ -100,6 +151,10 @@ class SessionKeeper:
         self._objects: dict[int, Any] = {}
         self._changed: dict[int, Any] = {}
         self._next_object = 1
+        self._next_telling = 1
+        self._tellings: dict[int, _Telling] = {}
+        self._next_turn = 1
+        self._answering: dict[int, int] = {}  # the answers of turns that are kept: id of the vow to number
         self._stored: dict[bytes, _Stored] = {}
         self.blocks = baggage.blocks
         baggage.on_dirty = node.wake
@@ -263,6 +318,40 @@ class SessionKeeper:
         }
         self._baggage.put("object", _key(obj._durable_id), encode([kind.name, kind.version, state]))
 
+    # Durable answers
+
+    def when(self, promise: object, obj: Any, fulfilled: str | None, broken: str | None) -> None:
+        """See `durable.when`."""
+        if not isinstance(promise, PromiseHandle):
+            vow = Vow(self._node)
+            vow.resolve(promise)
+            promise = vow.handle()
+        self._number(obj)
+        item = _Telling(self, self._next_telling, promise, obj, fulfilled, broken)
+        self._next_telling += 1
+        self._tellings[item.number] = item
+        self._node.wake()
+        promise._vow.end().add(item)
+
+    def told(self, item: _Telling, fulfilled: bool, value: object) -> None:
+        """The promise has settled: the object is told in a turn, which commits with what settled it."""
+        del self._tellings[item.number]
+        self._baggage.remove("promise", _key(item.number))
+        method = item.fulfilled if fulfilled else item.broken
+        if method is not None:
+            self._node.enqueue(_Told(item.obj, method), [value], None, None)
+        elif not fulfilled:
+            assert isinstance(value, BaseException)
+            self._node.log_lost(value, None)
+
+    def _save_tellings(self) -> None:
+        for item in self._tellings.values():
+            waits_on = item.now_waits_on()
+            if waits_on != item.waits_on:
+                item.waits_on = waits_on
+                row = [self._number(item.obj), item.fulfilled, item.broken, waits_on]
+                self._baggage.put("promise", _key(item.number), encode(row))
+
     # Sturdyrefs
 
     def export(self, swiss: bytes, obj: object) -> None:
@@ -275,15 +364,61 @@ class SessionKeeper:
     def unexport(self, swiss: bytes) -> None:
         self._baggage.remove("swiss", swiss)
 
+    # Gifts
+
+    def deposited(self, session_id: bytes, gift_id: bytes, gift: object, life: float) -> None:
+        if isinstance(gift, Durable):
+            row = [self._number(gift), int(time.time() + life)]
+            self._baggage.put("gift", session_id + gift_id, encode(row))
+
+    def withdrawn(self, session_id: bytes, gift_id: bytes) -> None:
+        self._baggage.remove("gift", session_id + gift_id)
+
+    def _restore_gifts(self) -> None:
+        """Those that still wait, for no longer than any gift does, whatever the clock says now."""
+        for key, data in self._baggage.scan("gift"):
+            number, until = decode(data, table="gift")
+            left = min(until - time.time(), self._node.limits.gift_life)
+            if left > 0:
+                gift: LocalTarget = self._object(number)
+                self._node.gifts.restore((key[:32], key[32:]), gift, self._node.now() + left)
+            else:
+                self._baggage.remove("gift", key)
+
     # Batches
 
     def cut(self, sessions: Iterable[Session]) -> Batch | None:
+        for turn in self._node.waiting_turns:
+            if not turn.number:
+                self._save_turn(turn)
         for session in sessions:
             self._save(session)
+        self._answering.clear()
+        self._save_tellings()
         while self._changed:
             _, obj = self._changed.popitem()
             self._save_object(obj)
         return self._baggage.cut()
+
+    def _save_turn(self, turn: Turn) -> None:
+        """A message to a durable object that has not begun; to any other, it ends with the process."""
+        turn.number = -1
+        if not isinstance(turn.target, Durable):
+            return
+        try:
+            args = self.pack(turn.args)
+        except NotStorable:
+            return
+        turn.number = self._next_turn
+        self._next_turn += 1
+        waiting = () if turn.answer is None else turn.answer.waiting or ()
+        tellings = [[one.session.id, one.position] for one in waiting if isinstance(one, Telling)]
+        row = [self._number(turn.target), args, tellings, turn.answer is not None]
+        self._baggage.put("turn", _key(turn.number), encode(row))
+        self._answering[id(turn.answer)] = turn.number
+
+    def begins(self, number: int) -> None:
+        self._baggage.remove("turn", _key(number))
 
     def write(self, batches: Sequence[Batch]) -> None:
         self._baggage.write(batches)
@@ -344,7 +479,7 @@ class SessionKeeper:
                 return None
             value = slot.value
             if isinstance(value, RemoteVow):
-                return [slot.count, _RESOLVER, None]
+                return [slot.count, _RESOLVER, [value.kind == ANSWER, value.position]]
             if isinstance(value, PromiseHandle):
                 return [slot.count, _PROMISE, self._settling(session, kind, position, value._vow)]
             return [slot.count, _OBJECT, self.pack(value) if isinstance(value, Durable) else None]
@@ -359,7 +494,7 @@ class SessionKeeper:
         answer = tables.answers.get(position)
         if answer is None:
             return None
-        return [self._settling(session, kind, position, answer)]
+        return [self._settling(session, kind, position, answer), self._answering.get(id(answer), 0)]
 
     def _settling(self, session: Session, kind: str, position: int, vow: Vow) -> Any:
         end = vow.end()
@@ -442,12 +577,15 @@ class SessionKeeper:
         # Objects hold references, and slots hold objects.
         for key, _ in self._baggage.scan("object"):
             self._object(int.from_bytes(key, "big"))
+        self._restore_tellings()
+        answers, kept = self._restore_turns()
         for session in sessions:
-            self._restore_slots(session)
+            self._restore_slots(session, answers)
+        self._restore_gifts()
         for swiss, data in self._baggage.scan("swiss"):
             self._node.swiss[swiss] = self.unpack(decode(data, table="swiss"))
         for session in sessions:
-            self._settle(session)
+            self._settle(session, kept)
 
     def _restore_tombstone(self, key: bytes, row: list[Any]) -> None:
         seed, peer_key, reason, received, until = row
@@ -508,7 +646,25 @@ class SessionKeeper:
             slot = session.tables.imports[position] = Import(session, position, promise)
             slot.count = count
 
-    def _restore_slots(self, session: Session) -> None:
+    def _restore_turns(self) -> tuple[dict[int, Vow], set[tuple[bytes, int]]]:
+        """The answers of the turns that go on, and the resolvers that will be told of them."""
+        answers: dict[int, Vow] = {}
+        kept: set[tuple[bytes, int]] = set()
+        for key, data in self._baggage.scan("turn"):
+            number, (obj, args, tellings, asked) = int.from_bytes(key, "big"), decode(data, table="turn")
+            self._next_turn = max(self._next_turn, number + 1)
+            answer = Vow(self._node) if asked else None
+            self._node.enqueue(self._object(obj), self.unpack(args), answer, None).number = number
+            if answer is not None:
+                answers[number] = answer
+                for session_id, position in tellings:
+                    session = self._node.kept_session(session_id)
+                    if session is not None:
+                        kept.add((session_id, position))
+                        answer.add(Telling(session, position))
+        return answers, kept
+
+    def _restore_slots(self, session: Session, answers: dict[int, Vow]) -> None:
         tables = session.tables
         lost = _Lost()
         for key, data in self._baggage.scan("slot", session.id + b"e"):
@@ -516,7 +672,7 @@ class SessionKeeper:
             count, form, kept = decode(data, table="slot")
             value: Any
             if form == _RESOLVER:
-                value = session.spent
+                value = self._resolved_by(session, *kept)
             elif form == _PROMISE:
                 value = self._promise(kept).handle()
             else:
@@ -525,12 +681,55 @@ class SessionKeeper:
             tables.restore_export(position, value, identity, form == _PROMISE).count = count
         for key, data in self._baggage.scan("answer", session.id + b"a"):
             position = int.from_bytes(key[33:], "big")
-            (outcome,) = decode(data, table="answer")
-            tables.answers[position] = self._promise(outcome)
+            outcome, turn = decode(data, table="answer")
+            vow = tables.answers[position] = answers.get(turn) or self._promise(outcome)
+            self._settling(session, "answer", position, vow)
         for key, data in self._baggage.scan("slot", session.id + b"r"):
             position = int.from_bytes(key[33:], "big")
             (twice,) = decode(data, table="slot")
             tables.restore_resolver(position, twice)
+
+    @staticmethod
+    def _resolved_by(session: Session, answer: bool, position: int) -> RemoteVow:
+        """The promise that a resolver of ours is for, if somebody still waits for it."""
+        if answer:
+            return session.tables.questions.get(position, session.spent)
+        slot = session.tables.imports.get(position)
+        if slot is None or slot.vow is None:
+            return session.spent
+        slot.vow.listening = True
+        return slot.vow
+
+    def _restore_tellings(self) -> None:
+        for key, data in self._baggage.scan("promise"):
+            number, (obj, fulfilled, broken_, waits_on) = (
+                int.from_bytes(key, "big"),
+                decode(data, table="promise"),
+            )
+            self._next_telling = max(self._next_telling, number + 1)
+            vow = None if waits_on is None else self._remote(*waits_on)
+            if vow is None:
+                vow = broken(self._node, PeerRestarted("the promise ended with the process that had it"))
+            item = _Telling(self, number, vow.handle(), self._object(obj), fulfilled, broken_)
+            item.waits_on = waits_on
+            self._tellings[number] = item
+            if isinstance(vow, RemoteVow):
+                vow.listening = True  # it was, or this would not wait for it
+            vow.add(item)
+
+    def _remote(self, session_id: bytes, answer: bool, position: int) -> Vow | None:
+        """A promise that a peer will resolve, as it was."""
+        session = self._node.kept_session(session_id)
+        if session is None:
+            return broken(self._node, SessionLost("the session is over"))
+        if not answer:
+            slot = session.tables.imports.get(position)
+            return None if slot is None else slot.vow
+        question = session.tables.questions.get(position)
+        if question is None:
+            question = RemoteVow(session, ANSWER, position, descriptor_bytes(ANSWER, position))
+            session.tables.questions[position] = question
+        return question
 
     def _promise(self, outcome: list[Any] | None) -> Vow:
         """A promise that has become what it had, or that ended with the process."""
@@ -543,17 +742,19 @@ class SessionKeeper:
         vow.resolve(self.unpack(content))
         return vow
 
-    def _settle(self, session: Session) -> None:
+    def _settle(self, session: Session, kept: set[tuple[bytes, int]]) -> None:
         """Lets go of what the dead process waited for, and tells those who waited for it."""
         tables = session.tables
         for key, _ in self._baggage.scan("answer", session.id + b"q"):
             position = int.from_bytes(key[33:], "big")
-            session.outbox.released(position)
-            tables.touch("question", position)
+            if position not in tables.questions:
+                session.outbox.released(position)
+                tables.touch("question", position)
         restarted = PeerRestarted("the process that owed this was restarted")
         for key, _ in self._baggage.scan("slot", session.id + b"r"):
             position = int.from_bytes(key[33:], "big")
-            for _ in range(tables.resolvers(position) // 2):
+            times = tables.resolvers(position) // 2 - ((session.id, position) in kept)
+            for _ in range(times):
                 session.tell(position, False, restarted)
         for position, slot in list(tables.imports.items()):
             if not slot.held:

@@ -4,7 +4,7 @@ Begin with `open_peer`, `Target`, `method` and `E`; the README has a first progr
 """
 
 from ocapn.captp.node import Introduction
-from ocapn.connection import Session
+from ocapn.connection import Session, SessionEvent
 from ocapn.errors import (
     Aborted,
     Backpressure,
@@ -78,6 +78,7 @@ __all__ = [
     "RolledBack",
     "Session",
     "SessionEnded",
+    "SessionEvent",
     "SessionLost",
     "SturdyRef",
     "Symbol",

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Literal, Protocol, final
 
+import attrs
 import trio
 
 from ocapn.captp.handshake import Handshake, Refused
@@ -74,14 +75,56 @@ class Owner(Protocol):
         """Lets a live session with `location` process what is readable on its connection."""
 
 
+Status = Literal["live", "suspended", "ended"]
+#: Events that one listener may leave unread; of more it learns how many.
+_EVENTS: Final = 64
+
+
+@final
+@attrs.frozen
+class SessionEvent:
+    """A session was cut (`suspended`), has resumed (`live`) or is over (`ended`, and why).
+
+    `missed` counts the events before it that this listener was too slow for.
+    """
+
+    status: Status
+    why: SessionEnded | None
+    missed: int
+
+
+@final
+class _Listener:
+    """One that listens to the events of a session."""
+
+    __slots__ = ("missed", "send")
+
+    def __init__(self, send: trio.MemorySendChannel[SessionEvent]) -> None:
+        self.send = send
+        self.missed = 0
+
+    def tell(self, status: Status, why: SessionEnded | None) -> bool:
+        """Whether it still listens."""
+        try:
+            self.send.send_nowait(SessionEvent(status, why, self.missed))
+        except trio.WouldBlock:
+            self.missed += 1
+        except trio.BrokenResourceError:
+            return False
+        else:
+            self.missed = 0
+        return True
+
+
 @final
 class Session:
     """A session with another peer, for applications that want to know: `peer.sessions`."""
 
-    __slots__ = ("_core", "_room", "methods")
+    __slots__ = ("_core", "_listeners", "_room", "methods")
 
     def __init__(self, core: CoreSession) -> None:
         self._core = core
+        self._listeners: list[_Listener] = []
         self._room = trio.Event()
         #: The running `async` methods that the other peer called. They may outlive the session.
         self.methods: set[trio.CancelScope] = set()
@@ -115,7 +158,7 @@ class Session:
         return self._core.durable
 
     @property
-    def status(self) -> Literal["live", "suspended", "ended"]:
+    def status(self) -> Status:
         """`suspended`: a durable session that was cut, and waits for a connection to go on."""
         core = self._core
         if core.ended is not None:
@@ -139,6 +182,28 @@ class Session:
             await self._room.wait()
         if core.ended is not None:
             raise fresh(core.ended)
+
+    def events(self) -> trio.MemoryReceiveChannel[SessionEvent]:
+        """What becomes of the session from now on: `async with session.events() as events: async for event in events`.
+
+        Any number may listen; nobody who is slow holds up the session. Ends after `ended`.
+        """
+        send, receive = trio.open_memory_channel[SessionEvent](_EVENTS)
+        if self._core.ended is None:
+            self._listeners.append(_Listener(send))
+        else:
+            send.send_nowait(SessionEvent("ended", self._core.ended, 0))
+            send.close()
+        return receive
+
+    def tell(self) -> None:
+        """The status has changed."""
+        status, why = self.status, self._core.ended
+        self._listeners = [one for one in self._listeners if one.tell(status, why)]
+        if why is not None:
+            for listener in self._listeners:
+                listener.send.close()
+            self._listeners.clear()
 
     def make_room(self) -> None:
         """Something has left the outbox, or the session is over: wakes who waits, if that is enough."""
@@ -446,12 +511,11 @@ class Connection:
             for message in messages:
                 session.receive(message)
             return
-        # A frame that is committed has had its turn. While an `async` method waits for its commit to begin, those
-        # behind it wait here.
+        # What is committed with a frame is what came of it: turns that are left would have to be kept.
         for number, message in enumerate(messages):
             session.receive(message)
             node.run(self.peer.limits.slice_turns)
-            if node.turns or node.holds_back:
+            if node.turns:
                 self._early = messages[number + 1 :]
                 return
 
@@ -523,7 +587,7 @@ class Connection:
         return session.ended is None and (
             session.queued_turns > self.peer.limits.queued_turns
             or session.queued_bytes > _UNREAD_BYTES
-            or (node.keeper is not None and (bool(node.turns) or node.holds_back))
+            or (node.keeper is not None and bool(node.turns))
         )
 
     def _left(self) -> None:

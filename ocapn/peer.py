@@ -180,6 +180,7 @@ class Peer:
             durable=lambda locator: self._durables.get(locator, self._durable),
             authenticate=authenticate or (lambda introduction: True),
         )
+        self._node.on_status = self._status
         self._commits: Commits | None = None
         if baggage is not None:
             keeper = self._node.keeper = baggage.keeper(self._node)
@@ -311,9 +312,7 @@ class Peer:
     def _show(self) -> None:
         """Sends and tells what turns, or the application, have left to be sent and told."""
         if self._commits is not None:
-            # What is committed has had its turn; those that are left come first.
-            if not self._node.turns:
-                self._commits.show(self._node.take())
+            self._commits.show(self._node.take())
             return
         result = self._node.take()
         for session in result.outbound:
@@ -531,6 +530,12 @@ class Peer:
         if public is None:
             public = self._publics[session] = Session(session)
         return public
+
+    def _status(self, session: CoreSession) -> None:
+        """A session was cut, has resumed or has ended: who listens is told, once that is committed."""
+        public = self._publics.get(session)
+        if public is not None:
+            self._node.event(public.tell)
 
     def connection_of(self, session: CoreSession) -> Connection | None:
         """The connection that a session has."""

@@ -88,9 +88,15 @@ class Gifts:
             return
         if self._deposited.get(session.id, 0) >= self._limits.gifts:
             raise RemoteError(f"{self._limits.gifts} gifts wait already, the limit of a session")
-        self._deposits[key] = _Deposit(gift, self._node.now() + self._limits.gift_life)
-        self._deposited[session.id] = self._deposited.get(session.id, 0) + 1
-        if not self._node.is_live(session.id):  # it ended before this turn
+        self.restore(key, gift, self._node.now() + self._limits.gift_life)
+        if self._node.keeper is not None:
+            self._node.keeper.deposited(session.id, gift_id, gift, self._limits.gift_life)
+
+    def restore(self, key: _GiftKey, gift: LocalTarget, until: float) -> None:
+        """A gift that was deposited through a session, which may have ended since, waits until then."""
+        self._deposits[key] = _Deposit(gift, until)
+        self._deposited[key[0]] = self._deposited.get(key[0], 0) + 1
+        if not self._node.is_live(key[0]):
             self._outliving += 1
 
     def withdraw(self, session: Session, envelope: object) -> Vow:
@@ -135,10 +141,10 @@ class Gifts:
 
     def _take(self, give: Give, through: bytes) -> Vow:
         key = (give.session, give.gift_id)
-        deposit = self._deposits.pop(key, None)
+        deposit = self._deposits.get(key)
         vow = Vow(self._node)
         if deposit is not None:
-            self._less_deposited(give.session)
+            self._forget(key)
             vow.resolve(deposit.gift)
         elif key in self._withdrawals:
             raise RemoteError("that gift is being withdrawn already")
@@ -160,22 +166,24 @@ class Gifts:
         if self._outliving > _OUTLIVING * self._limits.gifts:
             for key in list(self._deposits):  # the oldest first
                 if not self._node.is_live(key[0]):
-                    del self._deposits[key]
-                    self._less_deposited(key[0])
+                    self._forget(key)
                     if 2 * self._outliving <= _OUTLIVING * self._limits.gifts:
                         break
 
-    def _less_deposited(self, session_id: bytes) -> None:
-        _less(self._deposited, session_id)
-        if not self._node.is_live(session_id):
+    def _forget(self, key: _GiftKey) -> None:
+        """The gift is withdrawn, or has waited too long."""
+        del self._deposits[key]
+        _less(self._deposited, key[0])
+        if not self._node.is_live(key[0]):
             self._outliving -= 1
+        if self._node.keeper is not None:
+            self._node.keeper.withdrawn(*key)
 
     def expire(self, now: float) -> None:
         """Drops gifts, and breaks withdrawals, that have waited for the gift's life."""
         for key, deposit in list(self._deposits.items()):
             if deposit.until <= now:
-                del self._deposits[key]
-                self._less_deposited(key[0])
+                self._forget(key)
         for key, waiting in list(self._withdrawals.items()):
             if waiting.until <= now:
                 self._give_up(key, "the gift did not come in time")

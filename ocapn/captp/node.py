@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Final, final
 
 import attrs
@@ -43,9 +44,12 @@ LATER: Final = object()
 
 @final
 class Turn:
-    """A message to a local target, ready to be delivered. `source` is the session it came from, if any."""
+    """A message to a local target, ready to be delivered. `source` is the session it came from, if any.
 
-    __slots__ = ("answer", "args", "size", "source", "target")
+    `number` is that of a keeper which keeps the turn until it begins; 0 as long as none has seen it.
+    """
+
+    __slots__ = ("answer", "args", "number", "size", "source", "target")
 
     def __init__(
         self, target: LocalTarget, args: list[object], answer: Vow | None, source: Session | None
@@ -55,6 +59,7 @@ class Turn:
         self.answer = answer
         self.source = source
         self.size = 0
+        self.number = 0
 
 
 @final
@@ -361,7 +366,7 @@ class Node:
         answer: Vow | None,
         source: Session | None,
         size: int = -1,
-    ) -> None:
+    ) -> Turn:
         """A message for a local target: it is delivered in a later turn.
 
         `size` is that of the message, if it is not the one that `source` is receiving.
@@ -369,7 +374,7 @@ class Node:
         turn = Turn(target, args, answer, source)
         if self._closed:
             self._refuse(turn)
-            return
+            return turn
         if source is not None:
             turn.size = source.reading if size < 0 else size
             source.queued_turns += 1
@@ -377,15 +382,20 @@ class Node:
         self.turns.append(turn)
         if len(self.turns) == 1:
             self.wake()
+        return turn
+
+    @property
+    def waiting_turns(self) -> Iterator[Turn]:
+        """Those that have not begun."""
+        return chain(self.turns, *self._held_back.values())
 
     def close(self) -> None:
         """Nothing runs any more. What has not begun breaks, as does all that comes; who waits for it is told."""
         self._closed = True
-        waiting = [self.turns, *self._held_back.values()]
+        waiting = list(self.waiting_turns)
         self.turns, self._held_back = deque(), {}
-        for turns in waiting:
-            for turn in turns:
-                self._refuse(turn)
+        for turn in waiting:
+            self._refuse(turn)
         for tell in self.take().events:
             tell()
 
@@ -405,6 +415,9 @@ class Node:
                     waiting.append(turn)
                     continue
             ran += 1
+            if turn.number > 0:
+                assert self.keeper is not None
+                self.keeper.begins(turn.number)
             source = turn.source
             if source is not None:
                 source.queued_turns -= 1
@@ -440,11 +453,6 @@ class Node:
     def idle(self) -> bool:
         """Whether there is nothing to run, to release, to send or to tell now."""
         return not (self.turns or self._finalised or self._dirty or self._events or self._touched)
-
-    @property
-    def holds_back(self) -> bool:
-        """Whether messages wait for an `async` method that has not begun."""
-        return bool(self._held_back)
 
     def settle(self, vow: Vow, waiting: Queue) -> None:
         """Passes on what waited on `vow`, or on what has become `vow`: in order, and without recursion however

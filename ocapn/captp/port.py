@@ -33,8 +33,17 @@ class Keeper(Protocol):
     def write(self, batches: Sequence[Any]) -> None:
         """Puts batches on disk, in the order in which they were cut. Blocks, in any thread; raises if it fails."""
 
+    def begins(self, number: int) -> None:
+        """A turn that waited, and was kept, has its turn."""
+
     def written(self, batch: Any) -> None:
         """The batch is on disk."""
+
+    def deposited(self, session_id: bytes, gift_id: bytes, gift: object, life: float) -> None:
+        """A gift waits for its receiver, for `life` seconds; it is kept if it can be."""
+
+    def withdrawn(self, session_id: bytes, gift_id: bytes) -> None:
+        """A gift waits no longer."""
 
     def export(self, swiss: bytes, obj: object) -> None:
         """A sturdyref was made for an object, which is kept if it can be."""

@@ -251,9 +251,9 @@ class Session:
             self.trace("<-", data)
         frames = self.frames
         if frames is not None:
-            self.node.touch(self)
             if not frames.take(data):
-                return
+                return  # what was acknowledged is forgotten with the next commit: none is needed for it
+            self.node.touch(self)
             if frames.settled:
                 self.outbox.acknowledge(at_once=frames.ack_due)
         self.reading = len(data)

@@ -8,6 +8,8 @@ and the ratio is what counts: machines differ, and are shared.
     one_way           messages that want no answer; against the same
     chain_100         calls in chains of promises of depth 100; against the same
     sessions          connect, handshake, first call; against a raw connect and echo
+    durable_sequential        one call after another, a baggage on both sides; against two bare SQLite commits
+    durable_outstanding_1000  1,000 calls under way, a baggage on both sides; against the same without
     syrup_*           a 150-byte deliver and a 10 kB value; against cbor2 on the same value
 """
 
@@ -22,15 +24,18 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import cbor2
 import trio
 
+import durable
 import ocapn
 from ocapn import E, Symbol, send_only
 from ocapn.codec import syrup
 from ocapn.codec.operations import OPERATIONS
 from ocapn.limits import Limits
+from tests.bench import kept
 
 ROUNDS = 5
 SMALL: list[object] = [
@@ -48,9 +53,9 @@ Measure = Callable[[], Awaitable[float]]
 
 
 @contextmanager
-def server(pin: int | None = None) -> Iterator[tuple[str, int]]:
+def server(pin: int | None = None, *options: str) -> Iterator[tuple[str, int]]:
     """The served process: the sturdyref's URI, and the port of the raw echo."""
-    command = [sys.executable, "-m", "tests.bench.server"]
+    command = [sys.executable, "-m", "tests.bench.server", *options]
     if pin is not None:
         command += ["--pin", str(pin)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -176,6 +181,45 @@ async def _sessions(uri: str, port: int, scale: float) -> dict[str, float]:
         return await _pair(lambda: _rate(count, work), lambda: _rate(count, raw_work))
 
 
+def _kept(scale: float, names: list[str]) -> Figures:
+    """The figures with a baggage on both sides."""
+    figures: Figures = {}
+
+    async def both(uri: str, plain_uri: str | None, baggage: durable.Baggage, place: Path) -> None:
+        async def with_baggage(ref: ocapn.Ref) -> None:
+            if plain_uri is None:
+                bare = kept.bare_commits(place)
+
+                async def commits(count: int) -> None:
+                    bare(count)
+
+                count = int(1000 * scale)
+                figures["durable_sequential"] = await _pair(
+                    lambda: _rate(count, lambda n: kept.sequential(ref, n)), lambda: _rate(count, commits)
+                )
+                return
+
+            async def without(plain: ocapn.Ref) -> None:
+                count = max(1000, int(10_000 * scale))
+                figures["durable_outstanding_1000"] = await _pair(
+                    lambda: _rate(count, lambda n: kept.outstanding(ref, n)),
+                    lambda: _rate(count, lambda n: kept.outstanding(plain, n)),
+                )
+
+            await kept.connected(plain_uri, None, without)
+
+        await kept.connected(uri, baggage, with_baggage)
+
+    with kept.directory() as place, server(None, "--counts", "--baggage", str(place / "server")) as (uri, _):
+        if "durable_sequential" in names:
+            with durable.open_baggage(place / "client") as baggage:
+                trio.run(both, uri, None, baggage, place)
+        if "durable_outstanding_1000" in names:
+            with server(None, "--counts") as (plain, _), durable.open_baggage(place / "other") as baggage:
+                trio.run(both, uri, plain, baggage, place)
+    return figures
+
+
 def _cbor(value: object) -> object:
     """The value as the CBOR codec writes it: records are tag 27, symbols tag 280."""
     if isinstance(value, syrup.Record):
@@ -270,6 +314,10 @@ def main() -> None:
             if wanted("sessions"):
                 note("sessions …")
                 figures["sessions"] = trio.run(_sessions, uri, port, scale)
+    names = wanted("durable_sequential", "durable_outstanding_1000")
+    if names:
+        note(", ".join(names) + " …")
+        figures |= _kept(scale, names)
     codec = wanted("syrup_encode_small", "syrup_decode_small", "syrup_encode_10k", "syrup_decode_10k")
     if codec:
         note("Syrup …")
@@ -277,9 +325,9 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(figures))
         return
-    print(f"{'':20}{'rate/s':>12}{'baseline/s':>12}{'ratio':>8}")
+    print(f"{'':25}{'rate/s':>12}{'baseline/s':>12}{'ratio':>8}")
     for name, figure in figures.items():
-        print(f"{name:20}{figure['rate']:>12,.0f}{figure['baseline']:>12,.0f}{figure['ratio']:>8.2f}")
+        print(f"{name:25}{figure['rate']:>12,.0f}{figure['baseline']:>12,.0f}{figure['ratio']:>8.2f}")
 
 
 if __name__ == "__main__":

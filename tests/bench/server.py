@@ -8,7 +8,9 @@ import os
 
 import trio
 
+import durable
 import ocapn
+from tests.bench.kept import Counter
 
 
 class Served(ocapn.Target):
@@ -44,12 +46,12 @@ async def _echo(stream: trio.SocketStream) -> None:
         pass  # the client measured what it wanted and left
 
 
-async def serve() -> None:
+async def serve(baggage: durable.Baggage | None, counts: bool) -> None:
     """Serves until killed."""
     netlayer = ocapn.TcpTestingNetlayer()
-    async with ocapn.open_peer([netlayer]) as peer, trio.open_nursery() as nursery:
+    async with ocapn.open_peer([netlayer], baggage=baggage) as peer, trio.open_nursery() as nursery:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        uri = peer.export(Served()).uri
+        uri = peer.export(Counter() if counts else Served()).uri
         print(json.dumps({"uri": uri, "raw": listener.socket.getsockname()[1]}), flush=True)
         nursery.start_soon(trio.serve_listeners, _echo, [listener])
 
@@ -58,10 +60,13 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--pin", type=int)
-    pin = parser.parse_args().pin
-    if pin is not None:
-        os.sched_setaffinity(0, {pin})
-    trio.run(serve)
+    parser.add_argument("--baggage", help="keep a counter in this directory")
+    parser.add_argument("--counts", action="store_true", help="serve a counter")
+    given = parser.parse_args()
+    if given.pin is not None:
+        os.sched_setaffinity(0, {given.pin})
+    baggage = None if given.baggage is None else durable.open_baggage(given.baggage)
+    trio.run(serve, baggage, given.counts)
 
 
 if __name__ == "__main__":

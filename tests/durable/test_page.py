@@ -15,7 +15,7 @@ STORE_ID = bytes(range(32))
 
 def test_the_tables() -> None:
     rows = re.findall(r"^\| `(\w+)` \|", PAGE[PAGE.index("| table | key |") :], re.MULTILINE)
-    assert tuple(rows) == ("meta", "meta", *TABLES)
+    assert tuple(dict.fromkeys(rows)) == ("meta", *TABLES)
 
 
 def test_the_header(tmp_path: Path) -> None:

@@ -80,13 +80,13 @@ def campaign(directory: Path, kills: int, seed: int, *, numbers_a_kill: int = 40
                 lives[one].start()
             if show:
                 print(f"\r{number + 1} of {kills} kills", end="", file=sys.stderr, flush=True)
-        for one in lives:
-            one.finish()
-        for one in lives:
-            one.end()
+        for life in lives:
+            life.finish()
+        for life in lives:
+            life.end()
     finally:
-        for one in lives:
-            one.kill()
+        for life in lives:
+            life.kill()
     for path in paths:
         check(path, total)
     return f"{kills} kills, {total} calls each way: 0 lost, 0 doubled, 0 reordered"

@@ -323,3 +323,43 @@ async def test_errors_of_a_method_cross_a_cut() -> None:
         cut(network)
         with pytest.raises(RemoteError, match="no method is called 'nothing'"):
             await broken
+
+
+@trio_test
+async def test_events_of_a_session() -> None:
+    network = MemoryNetwork()
+    async with linked_peers("a", "b", network=network) as (a, b):
+        ref = await far(a, b, Recorder())
+        await agreed(a, b)
+        (session,) = b.sessions
+        events, slow, gone = session.events(), session.events(), session.events()
+        gone.close()
+        for _ in range(40):
+            cut(network)
+            await E(ref).note(1)
+        session.end()
+        seen = [event async for event in events]
+        assert [event.status for event in seen[:-1]] == ["suspended", "live"] * 32  # all that it could leave unread
+        assert seen[-1] == ocapn.SessionEvent("ended", session.ended, 16)
+        assert len([event async for event in slow]) == 64
+        (last,) = [event async for event in session.events()]
+        assert (last.status, last.why, last.missed) == ("ended", session.ended, 0)
+
+
+@trio_test
+async def test_a_listener_that_was_too_slow_is_told_how_many_it_missed() -> None:
+    network = MemoryNetwork()
+    async with linked_peers("a", "b", network=network) as (a, b):
+        ref = await far(a, b, Recorder())
+        await agreed(a, b)
+        (session,) = b.sessions
+        async with session.events() as events:
+            for _ in range(40):
+                cut(network)
+                await E(ref).note(1)
+            for _ in range(64):
+                assert (await events.receive()).missed == 0
+            cut(network)
+            await E(ref).note(1)
+            event = await events.receive()
+            assert (event.status, event.why, event.missed) == ("suspended", None, 16)
