@@ -19,7 +19,7 @@ from typing import Any, Final, Self
 from durable.directory import DirectoryStore
 from durable.errors import BaggageFailed, NotStorable
 from durable.memory import MemoryStore
-from durable.records import MAX_SIZE, decode, encode
+from durable.records import MAX_SIZE, decode, encode, pack, unpack
 from durable.store import Changes, Store, check_table, row_name
 
 _USER: Final = "user"
@@ -133,9 +133,9 @@ class Baggage(Namespace):
         self.on_dirty: Callable[[], None] | None = None
         #: Why the baggage cannot go on, once it cannot.
         self.failed: BaggageFailed | None = None
-        #: A peer that is open with the baggage lets values hold references and durable objects too.
-        self.pack: Callable[[object], Any] = _as_it_is
-        self.unpack: Callable[[Any], Any] = _as_it_is
+        #: What a value is kept as. With a peer, it may hold references and durable objects too.
+        self.pack: Callable[[object], Any] = pack
+        self.unpack: Callable[[Any], Any] = unpack
         self._store = store
         self._max_value = max_value
         self._closed = False
@@ -167,6 +167,18 @@ class Baggage(Namespace):
         from durable.sessions import SessionKeeper
 
         return SessionKeeper(self, node)
+
+    def attach(
+        self, on_dirty: Callable[[], None], pack: Callable[[object], Any], unpack: Callable[[Any], Any]
+    ) -> None:
+        """A peer keeps its state here from now on. Raises RuntimeError if another does."""
+        if self.on_dirty is not None:
+            raise RuntimeError("a peer is open with this baggage already: it belongs to one at a time")
+        self.on_dirty, self.pack, self.unpack = on_dirty, pack, unpack
+
+    def detach(self) -> None:
+        """The peer has ended."""
+        self.on_dirty, self.pack, self.unpack = None, pack, unpack
 
     # Rows, for the peer
 
@@ -357,10 +369,6 @@ class Baggage(Namespace):
     def _check(self) -> None:
         if self.failed is not None:
             raise BaggageFailed(*self.failed.args)
-
-
-def _as_it_is(value: Any) -> Any:
-    return value
 
 
 class MemoryBaggage(Baggage):

@@ -69,7 +69,7 @@ class Keeper(Protocol):
         """Raises NotStorable if a field cannot hold the value."""
 
     def changed(self, obj: Any) -> None:
-        """A field of a durable object has changed."""
+        """A field of a durable object is about to change. Raises DurableError once the peer has ended."""
 
     def when(self, promise: object, obj: Any, fulfilled: str | None, broken: str | None) -> None:
         """See `when`."""
@@ -136,8 +136,8 @@ def _tracked(cls: type, made: Kind) -> type:
             return
         if type(value) not in _PLAIN:
             keeper.check(value, f"{made.name}.{name}")
-        inherited(self, name, value)
         keeper.changed(self)
+        inherited(self, name, value)
 
     return type(
         cls.__name__,

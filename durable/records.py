@@ -108,3 +108,46 @@ def _length(text: str) -> int:
         return len(text.encode())
     except UnicodeEncodeError:
         raise _Refused("a lone surrogate is no text") from None
+
+
+#: A dict with one key that begins so stands for what CBOR has no form for; any other such key has it twice.
+MARK = "\0"
+
+
+def escaped(key: str) -> str:
+    """A key of a dict as it is kept."""
+    return MARK + key if key.startswith(MARK) else key
+
+
+def unescaped(key: str) -> str:
+    """The key that `escaped` was given."""
+    return key[1:] if key.startswith(MARK) else key
+
+
+def marked(value: dict[str, Any]) -> str | None:
+    """What stands behind the mark, if the dict stands for something else."""
+    if len(value) == 1:
+        (key,) = value
+        if key.startswith(MARK) and not key.startswith(MARK + MARK):
+            return key[1:]
+    return None
+
+
+def pack(value: Any) -> Any:
+    """A value as it is kept, with the keys of its dicts escaped; what cannot be kept is for `encode` to refuse."""
+    if type(value) is list:
+        return [pack(one) for one in value]
+    if type(value) is dict:
+        return {escaped(key) if type(key) is str else key: pack(one) for key, one in value.items()}
+    return value
+
+
+def unpack(value: Any) -> Any:
+    """What `pack` has packed. Raises NotStorable for what only a peer can read."""
+    if type(value) is list:
+        return [unpack(one) for one in value]
+    if type(value) is not dict:
+        return value
+    if marked(value) is not None:
+        raise NotStorable("it holds a reference or a durable object: open a peer with the baggage to read it")
+    return {unescaped(key): unpack(one) for key, one in value.items()}

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, final
 
 from durable.baggage import Baggage, Batch
-from durable.errors import BaggageCorrupt, NotStorable
+from durable.errors import BaggageCorrupt, DurableError, NotStorable
 from durable.objects import Durable, adopt, blank, fill, state_of, upgraded
-from durable.records import decode, encode
+from durable.records import MARK, decode, encode, escaped, marked, unescaped
 from ocapn.captp.delivery import (
     BROKEN,
     FULFILLED,
@@ -40,8 +40,6 @@ from ocapn.model.locators import PeerLocator, SturdyRef
 from ocapn.model.values import Null, Symbol, Tagged
 
 _PLAIN: Final = (type(None), bool, int, float, str, bytes)
-#: A dict with one key that begins so stands for what CBOR has no form for; other such keys have it twice.
-_MARK: Final = "\0"
 _NEXT_OBJECT: Final = b"next-object"
 #: What stands in an export's row.
 _OBJECT, _PROMISE, _RESOLVER = 0, 1, 2
@@ -133,9 +131,10 @@ class _Told(CoreTarget):
 class _Stored:
     """How much of a session is in the baggage: the frames of ours from `first` to `last`."""
 
-    __slots__ = ("first", "last", "record")
+    __slots__ = ("first", "last", "record", "restarted_at")
 
-    def __init__(self, first: int, last: int) -> None:
+    def __init__(self, first: int, last: int, restarted_at: int = 0) -> None:
+        self.restarted_at = restarted_at  # how many frames had been taken at the restart
         self.first = first
         self.last = last
         self.record = b""
@@ -157,9 +156,12 @@ class SessionKeeper:
         self._answering: dict[int, int] = {}  # the answers of turns that are kept: id of the vow to number
         self._stored: dict[bytes, _Stored] = {}
         self.blocks = baggage.blocks
-        baggage.on_dirty = node.wake
-        baggage.pack = self.pack
-        baggage.unpack = self.unpack
+        self._closed = False
+        baggage.attach(node.wake, self.pack, self.unpack)
+
+    def close(self) -> None:
+        self._closed = True
+        self._baggage.detach()
 
     # Values
 
@@ -171,23 +173,23 @@ class SessionKeeper:
         if type(value) in _PLAIN:
             return value
         if isinstance(value, Durable):
-            return {_MARK + "o": self._number(value)}
+            return {MARK + "o": self._number(value)}
         if isinstance(value, RefHandle):
-            return {_MARK + "r": self._pack_ref(value, path)}
+            return {MARK + "r": self._pack_ref(value, path)}
         if isinstance(value, Symbol):
-            return {_MARK + "s": value.name}
+            return {MARK + "s": value.name}
         if isinstance(value, tuple):
-            return {_MARK + "t": [self.pack(one, f"{path}[{i}]", fixed=fixed) for i, one in enumerate(value)]}
+            return {MARK + "t": [self.pack(one, f"{path}[{i}]", fixed=fixed) for i, one in enumerate(value)]}
         if isinstance(value, Tagged):
-            return {_MARK + "g": [value.tag, self.pack(value.value, f"{path}.value", fixed=fixed)]}
+            return {MARK + "g": [value.tag, self.pack(value.value, f"{path}.value", fixed=fixed)]}
         if isinstance(value, SturdyRef):
-            return {_MARK + "u": [*_pack_locator(value.peer), value.swiss]}
+            return {MARK + "u": [*_pack_locator(value.peer), value.swiss]}
         if isinstance(value, PeerLocator):
-            return {_MARK + "l": _pack_locator(value)}
+            return {MARK + "l": _pack_locator(value)}
         if value is Null:
-            return {_MARK + "n": None}
+            return {MARK + "n": None}
         if isinstance(value, RemoteError) and not fixed:
-            return {_MARK + "e": [value.message, self.pack(value.value, path)]}
+            return {MARK + "e": [value.message, self.pack(value.value, path)]}
         if isinstance(value, PromiseHandle):
             vow = value._vow.end()
             if vow.state == FULFILLED:
@@ -213,8 +215,7 @@ class SessionKeeper:
         for key, one in value.items():
             if type(key) is not str:
                 raise NotStorable(f"cannot keep a dict key of type {type(key).__qualname__}, only str", path)
-            name = _MARK + key if key.startswith(_MARK) else key
-            packed[name] = self.pack(one, f"{path}[{key!r}]")
+            packed[escaped(key)] = self.pack(one, f"{path}[{key!r}]")
         return packed
 
     def _pack_ref(self, ref: RefHandle, path: str) -> list[Any]:
@@ -229,11 +230,10 @@ class SessionKeeper:
             return [self.unpack(one) for one in value]
         if type(value) is not dict:
             return value
-        if len(value) == 1:
-            ((mark, content),) = value.items()
-            if mark[:1] == _MARK and mark[1:2] != _MARK:
-                return self._unpack_marked(mark[1:], content)
-        return {key[1:] if key[:1] == _MARK else key: self.unpack(one) for key, one in value.items()}
+        mark = marked(value)
+        if mark is not None:
+            return self._unpack_marked(mark, value[MARK + mark])
+        return {unescaped(key): self.unpack(one) for key, one in value.items()}
 
     def _unpack_marked(self, mark: str, content: Any) -> Any:
         match mark:
@@ -270,6 +270,8 @@ class SessionKeeper:
         self.pack(value, path, fixed=True)
 
     def changed(self, obj: Any) -> None:
+        if self._closed:
+            raise DurableError("the peer of this object has ended: what changes now would not be kept")
         if not self._changed:
             self._node.wake()
         self._changed[obj._durable_id] = obj
@@ -364,6 +366,9 @@ class SessionKeeper:
     def unexport(self, swiss: bytes) -> None:
         self._baggage.remove("swiss", swiss)
 
+    def forget(self, session_id: bytes) -> None:
+        self._baggage.remove("node", b"tombstone/" + session_id)
+
     # Gifts
 
     def deposited(self, session_id: bytes, gift_id: bytes, gift: object, life: float) -> None:
@@ -420,6 +425,16 @@ class SessionKeeper:
     def begins(self, number: int) -> None:
         self._baggage.remove("turn", _key(number))
 
+    def tries(self, session: Session) -> int:
+        frames = session.frames
+        assert frames is not None
+        key = b"trying/" + session.id
+        row = self._baggage.read("node", key)
+        number, times = (0, 0) if row is None else decode(row, table="node")
+        times = times + 1 if number == frames.taken + 1 else 1
+        self._baggage.put("node", key, encode([frames.taken + 1, times]))
+        return int(times)
+
     def write(self, batches: Sequence[Batch]) -> None:
         self._baggage.write(batches)
 
@@ -444,6 +459,9 @@ class SessionKeeper:
             touched, tables.touched = tables.touched or set(), set()
         for kind, position in touched:
             self._save_slot(session, kind, position)
+        if session.restarted and frames.taken > stored.restarted_at:
+            session.restarted = False
+            self._baggage.remove("node", b"trying/" + session.id)
         self._save_frames(session.id, frames, stored)
         record = encode(self._record(session, frames))
         if record != stored.record:
@@ -535,6 +553,7 @@ class SessionKeeper:
         if self._stored.pop(session.id, None) is None:
             return
         self._baggage.remove("session", session.id)
+        self._baggage.remove("node", b"trying/" + session.id)
         for table in ("outbox", "slot", "answer"):
             for key, _ in self._baggage.scan(table, session.id):
                 self._baggage.remove(table, key)
@@ -631,7 +650,7 @@ class SessionKeeper:
         tables = session.tables
         tables.next_export, tables.next_question = positions
         session.handoff_counts = (handoffs[0], handoffs[1], set(handoffs[2]))
-        self._stored[session_id] = _Stored(acked + 1, sent)
+        self._stored[session_id] = _Stored(acked + 1, sent, taken)
         asleep = 0.0 if not since else max(0.0, time.time() - since)
         session.restored(frames, node.now() - asleep)
         if not agreed:  # the asker never said that it had our answer

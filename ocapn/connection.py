@@ -16,7 +16,7 @@ from ocapn.captp.handshake import Handshake, Refused
 from ocapn.captp.resume import Initiator, Refusal, Responder, TooLate, Wire
 from ocapn.captp.session import Session as CoreSession
 from ocapn.codec.operations import write_abort
-from ocapn.codec.resumption import is_resume
+from ocapn.codec.resumption import is_ack, is_resume
 from ocapn.errors import Aborted, Disconnected, RemoteProtocolError, SessionEnded, fresh, shown
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
@@ -30,6 +30,8 @@ log: Final = logging.getLogger("ocapn.session")
 
 #: Messages taken from a connection at once: enough to amortise a pass of the loop, few enough to stay fair.
 _BATCH: Final = 64
+#: A frame with which the process has ended so often is not taken again: the session ends.
+_TRIES: Final = 3
 #: Bytes of received messages that may wait in turns before reading stops (durable.md, limits).
 _UNREAD_BYTES: Final = 8 << 20
 
@@ -484,6 +486,8 @@ class Connection:
                     self._disconnected("the peer closed the connection")
                     break
                 session.last_heard = trio.current_time()
+                if session.restarted and not all(map(is_ack, messages)):
+                    await self._first_frame(session)
                 peer.busy = True  # `_pump` follows: nobody has to be woken for it
                 try:
                     self._receive(session, messages)
@@ -504,6 +508,15 @@ class Connection:
         except ChannelBroken as error:
             self._disconnected(str(error))
         peer.pump()
+
+    async def _first_frame(self, session: CoreSession) -> None:
+        """The first frame since a restart: one that ends the process each time is not taken for ever."""
+        keeper = self.peer.node.keeper
+        assert keeper is not None
+        times = keeper.tries(session)
+        if times > _TRIES:
+            session.lose(f"frame {session.received + 1} has ended the process {_TRIES} times")
+        await self.peer.settled()
 
     def _receive(self, session: CoreSession, messages: list[bytes]) -> None:
         node = self.peer.node

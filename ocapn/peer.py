@@ -869,6 +869,8 @@ async def open_peer(
         raise BaseExceptionGroup("the block failed, and so did the peer", [failure, group]) from None
     finally:
         peer._node.close()
+        if peer._node.keeper is not None:
+            peer._node.keeper.close()
         await peer._stop_listening()
     if failure is not None:
         raise failure

@@ -301,6 +301,8 @@ class Node:
     def _erase(self, tombstone: Tombstone) -> None:
         del self._tombstones[tombstone.id]
         self._keys.pop(tombstone.peer_key, None)
+        if self.keeper is not None:
+            self.keeper.forget(tombstone.id)
 
     def remove_session(self, session: Session) -> None:
         """The session has ended: forgets it, but for what handoffs may still need."""

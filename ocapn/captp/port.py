@@ -33,6 +33,9 @@ class Keeper(Protocol):
     def write(self, batches: Sequence[Any]) -> None:
         """Puts batches on disk, in the order in which they were cut. Blocks, in any thread; raises if it fails."""
 
+    def tries(self, session: Session) -> int:
+        """How often a process has begun with the next frame of a session as its first after a restart."""
+
     def begins(self, number: int) -> None:
         """A turn that waited, and was kept, has its turn."""
 
@@ -44,6 +47,12 @@ class Keeper(Protocol):
 
     def withdrawn(self, session_id: bytes, gift_id: bytes) -> None:
         """A gift waits no longer."""
+
+    def forget(self, session_id: bytes) -> None:
+        """The tombstone of a session has expired, and its key with it."""
+
+    def close(self) -> None:
+        """The peer has ended: another may be opened with what was kept."""
 
     def export(self, swiss: bytes, obj: object) -> None:
         """A sturdyref was made for an object, which is kept if it can be."""

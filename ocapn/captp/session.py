@@ -152,6 +152,7 @@ class Session:
         "queued_turns",
         "reading",
         "reason",
+        "restarted",
         "tables",
         "trace",
         "withdrawing",
@@ -193,6 +194,8 @@ class Session:
         self.frames: Frames | None = None
         #: When we sent op:resume-session, for the first time since the cut, without an answer so far.
         self.asked_to_resume: float | None = None
+        #: Whether no frame was taken and committed since the session came from a baggage.
+        self.restarted = False
         #: Why a resume is refused: `ended` or `expired` once the session is over.
         self.reason: str | None = None
         self.trace: Trace | None = None
@@ -745,6 +748,7 @@ class Session:
     def restored(self, frames: Frames, since: float) -> None:
         """The session comes from a baggage: it has no connection yet."""
         self.frames = frames
+        self.restarted = True
         frames.since = since
         self.attached = False
         self.node.keep(self)

@@ -1,0 +1,76 @@
+"""A frame that ends the process each time it comes is not delivered for ever."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+import trio
+
+import durable
+from ocapn import E, MemoryNetlayer, MemoryNetwork, SessionLost, Target, method, open_peer
+from tests.support import trio_test
+
+
+class Power(BaseException):
+    """The process ends."""
+
+
+@durable.kind("test.fatal", version=1)
+@attrs.define
+class Fatal(Target):
+    """Ends the process it is in, unless that is told to be careful."""
+
+    calls: int = 0
+
+    @method
+    def hit(self) -> int:
+        self.calls += 1
+        if FATAL:
+            FATAL[0].on_commit = crashed  # nothing gets to the disk any more
+            raise Power
+        return self.calls
+
+
+#: The store of the process that ends, if it is to.
+FATAL: list[durable.MemoryStore] = []
+
+
+def crashed(changes: object) -> None:
+    raise durable.BaggageFailed("the process has ended")
+
+
+@pytest.mark.parametrize("fatal", [2, 3, 10])
+def test_a_frame_that_ends_the_process(fatal: int) -> None:
+    @trio_test
+    async def run() -> None:
+        network, baggage = MemoryNetwork(), durable.MemoryBaggage()
+        async with open_peer([MemoryNetlayer(network, "b")]) as b:
+            async with open_peer([MemoryNetlayer(network, "a")], baggage=baggage) as a:
+                ref = await b.enliven(a.export(baggage.provide("fatal", Fatal)))
+                assert await E(ref).hit() == 1
+                await trio.sleep(1)
+            answer = E(ref).hit()
+            ended = 0
+            for life in range(fatal):
+                store = baggage._store.reopened()  # type: ignore[attr-defined]
+                FATAL[:] = [store]
+                baggage = durable.MemoryBaggage(store)
+                try:
+                    async with open_peer([MemoryNetlayer(network, "a")], baggage=baggage):
+                        await trio.sleep(300)
+                        ended = ended or life
+                except* (Power, durable.BaggageFailed):
+                    pass
+            FATAL.clear()
+            baggage = durable.MemoryBaggage(baggage._store.reopened())  # type: ignore[attr-defined]
+            async with open_peer([MemoryNetlayer(network, "a")], baggage=baggage):
+                if fatal < 3:
+                    assert await answer == 2
+                    assert ended == 0
+                else:
+                    assert ended == (3 if fatal > 3 else 0)  # that life was not ended by it
+                    with pytest.raises(SessionLost):
+                        await answer
+                assert baggage.scan("node", b"trying/") == []
+
+    run()
