@@ -134,7 +134,7 @@ def _tracked(cls: type, made: Kind) -> type:
         if keeper is None or name not in fields:
             inherited(self, name, value)
             return
-        if type(value) not in _PLAIN:
+        if type(value) not in _PLAIN or (type(value) is str and not value.isascii()):
             keeper.check(value, f"{made.name}.{name}")
         keeper.changed(self)
         inherited(self, name, value)
@@ -183,12 +183,33 @@ def upgraded(name: str, version: int, state: State) -> State:
 
 
 def fill(obj: Any, state: State, keeper: Keeper, number: int) -> None:
-    """Gives a blank object its state. Fields that the state lacks are left to be found missing."""
-    for name in obj._durable_kind.fields:
+    """Gives a blank object its state. A field that is not in it, as one that was added since, has its default.
+
+    Raises MissingUpgrade if it has none.
+    """
+    kind = obj._durable_kind
+    for field in attrs.fields(kind.cls):
+        name = field.name
         if name in state:
-            object.__setattr__(obj, name, state[name])
+            value = state[name]
+        elif isinstance(field.default, attrs.Factory) and not field.default.takes_self:  # type: ignore[arg-type]
+            value = field.default.factory()
+        elif field.default is not attrs.NOTHING:
+            value = field.default
+        else:
+            raise MissingUpgrade(
+                f"the baggage holds version {kind.version} of the kind {kind.name!r} without the field {name!r}: "
+                "raise the version, and register an upgrade"
+            )
+        object.__setattr__(obj, name, value)
     object.__setattr__(obj, "_durable_id", number)
     object.__setattr__(obj, "_durable_keeper", keeper)
+
+
+def disown(obj: Any) -> None:
+    """The object could not be kept: it is as it was."""
+    object.__setattr__(obj, "_durable_id", 0)
+    object.__setattr__(obj, "_durable_keeper", None)
 
 
 def adopt(obj: Any, keeper: Keeper, number: int) -> None:

@@ -34,10 +34,10 @@ class _Refused(Exception):
         self.path = ""
 
 
-def encode(value: object, *, max_size: int = MAX_SIZE) -> bytes:
+def encode(value: object, *, max_size: int = MAX_SIZE, max_depth: int = MAX_DEPTH) -> bytes:
     """The bytes of a value. Raises NotStorable."""
     try:
-        _measure(value, max_size, MAX_DEPTH)
+        _measure(value, max_size, max_depth)
         data: bytes = cbor2.dumps(value, canonical=True)
         if len(data) > max_size:
             raise _TooLarge
@@ -48,11 +48,18 @@ def encode(value: object, *, max_size: int = MAX_SIZE) -> bytes:
     return data
 
 
-def decode(data: bytes, *, file: str = "", table: str | None = None, row: str | None = None) -> Any:
+def decode(
+    data: bytes,
+    *,
+    file: str = "",
+    table: str | None = None,
+    row: str | None = None,
+    max_depth: int = MAX_DEPTH,
+) -> Any:
     """The value of bytes that `encode` made; raises BaggageCorrupt, with where they are from, for all others."""
     try:
         value = cbor2.loads(data)
-        _measure(value, len(data), MAX_DEPTH)
+        _measure(value, len(data), max_depth)
         if cbor2.dumps(value, canonical=True) == data:
             return value
     except Exception:  # whatever a decoder of tags, dates and fractions may think of
@@ -75,7 +82,7 @@ def _measure(value: object, room: int, depth: int) -> int:
         room -= 1 + len(value)
     elif kind is list or kind is dict:
         if not depth:
-            raise _Refused(f"more than {MAX_DEPTH} containers inside each other")
+            raise _Refused("too many containers inside each other")
         room = _measure_items(value, room - 1, depth - 1)
     else:
         raise _Refused(f"cannot keep a {kind.__qualname__}; {_INSTEAD.get(kind, 'see durable.records')}")

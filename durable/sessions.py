@@ -7,13 +7,16 @@ is broken with PeerRestarted, on both sides.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, final
 
+import attrs
+
 from durable.baggage import Baggage, Batch
 from durable.errors import BaggageCorrupt, DurableError, NotStorable
-from durable.objects import Durable, adopt, blank, fill, state_of, upgraded
+from durable.objects import Durable, adopt, blank, disown, fill, state_of, upgraded
 from durable.records import MARK, decode, encode, escaped, marked, unescaped
 from ocapn.captp.delivery import (
     BROKEN,
@@ -28,6 +31,7 @@ from ocapn.captp.delivery import (
     Vow,
     Waiting,
     broken,
+    crossing,
 )
 from ocapn.captp.frames import Agreement, Frames, Terms
 from ocapn.captp.node import Node, Tombstone, Turn
@@ -40,6 +44,12 @@ from ocapn.model.locators import PeerLocator, SturdyRef
 from ocapn.model.values import Null, Symbol, Tagged
 
 _PLAIN: Final = (type(None), bool, int, float, str, bytes)
+log: Final = logging.getLogger("durable")
+
+#: Bytes of a row; a message has fewer.
+_MAX_ROW: Final = 1 << 26
+#: Containers inside containers in a row: three for each of a message.
+_MAX_DEPTH: Final = 256
 _NEXT_OBJECT: Final = b"next-object"
 #: What stands in an export's row.
 _OBJECT, _PROMISE, _RESOLVER = 0, 1, 2
@@ -128,6 +138,23 @@ class _Told(CoreTarget):
 
 
 @final
+@attrs.frozen
+class _Rules:
+    """What may stand in a value: `fixed`, only what cannot change unseen; `references`, those to remote objects;
+    `lost`, what was kept and cannot be any more, which is then kept as broken."""
+
+    fixed: bool
+    references: bool
+    lost: bool = False
+
+
+_FIELD: Final = _Rules(fixed=True, references=True)
+_SAVED: Final = _Rules(fixed=True, references=True, lost=True)
+_PASSED: Final = _Rules(fixed=False, references=True)
+_USER: Final = _Rules(fixed=False, references=False)
+
+
+@final
 class _Stored:
     """How much of a session is in the baggage: the frames of ours from `first` to `last`."""
 
@@ -157,7 +184,7 @@ class SessionKeeper:
         self._stored: dict[bytes, _Stored] = {}
         self.blocks = baggage.blocks
         self._closed = False
-        baggage.attach(node.wake, self.pack, self.unpack)
+        baggage.attach(node.wake, lambda value: self.pack(value, "value", _USER), self.unpack)
 
     def close(self) -> None:
         self._closed = True
@@ -165,64 +192,69 @@ class SessionKeeper:
 
     # Values
 
-    def pack(self, value: object, path: str = "value", *, fixed: bool = False) -> Any:
-        """The value in terms of `durable.records`. With `fixed`, what can change unseen is refused.
-
-        Raises NotStorable.
-        """
+    def pack(self, value: object, path: str, rules: _Rules) -> Any:
+        """The value in terms of `durable.records`. Raises NotStorable."""
         if type(value) in _PLAIN:
             return value
         if isinstance(value, Durable):
             return {MARK + "o": self._number(value)}
         if isinstance(value, RefHandle):
-            return {MARK + "r": self._pack_ref(value, path)}
+            return self._pack_ref(value._import, path, rules)
         if isinstance(value, Symbol):
             return {MARK + "s": value.name}
         if isinstance(value, tuple):
-            return {MARK + "t": [self.pack(one, f"{path}[{i}]", fixed=fixed) for i, one in enumerate(value)]}
-        if isinstance(value, Tagged):
-            return {MARK + "g": [value.tag, self.pack(value.value, f"{path}.value", fixed=fixed)]}
+            return {MARK + "t": [self.pack(one, f"{path}[{i}]", rules) for i, one in enumerate(value)]}
         if isinstance(value, SturdyRef):
             return {MARK + "u": [*_pack_locator(value.peer), value.swiss]}
         if isinstance(value, PeerLocator):
             return {MARK + "l": _pack_locator(value)}
         if value is Null:
             return {MARK + "n": None}
-        if isinstance(value, RemoteError) and not fixed:
-            return {MARK + "e": [value.message, self.pack(value.value, path)]}
         if isinstance(value, PromiseHandle):
-            vow = value._vow.end()
-            if vow.state == FULFILLED:
-                return self.pack(vow.value, path, fixed=fixed)
-            raise NotStorable("a promise that is not fulfilled cannot be kept: await it first", path)
+            return self._pack_promise(value._vow.end(), path, rules)
         if isinstance(value, LocalTarget):
             raise NotStorable(
                 f"a {type(value).__name__} ends with this process: make its class a @durable.kind", path
             )
-        if isinstance(value, (list, dict)):
-            if fixed:
+        if isinstance(value, (list, dict, Tagged, RemoteError)):
+            if rules.fixed:
                 raise NotStorable(
                     f"a {type(value).__name__} can change without being noticed: use a tuple, or keys of the baggage",
                     path,
                 )
             if isinstance(value, list):
-                return [self.pack(one, f"{path}[{i}]") for i, one in enumerate(value)]
-            return self._pack_dict(value, path)
+                return [self.pack(one, f"{path}[{i}]", rules) for i, one in enumerate(value)]
+            if isinstance(value, dict):
+                return self._pack_dict(value, path, rules)
+            if isinstance(value, Tagged):
+                return {MARK + "g": [value.tag, self.pack(value.value, f"{path}.value", rules)]}
+            return {MARK + "e": [value.message, self.pack(value.value, f"{path}.value", rules)]}
         raise NotStorable(f"cannot keep a {type(value).__qualname__}", path)
 
-    def _pack_dict(self, value: dict[Any, object], path: str) -> dict[str, Any]:
+    def _pack_dict(self, value: dict[Any, object], path: str, rules: _Rules) -> dict[str, Any]:
         packed = {}
         for key, one in value.items():
             if type(key) is not str:
                 raise NotStorable(f"cannot keep a dict key of type {type(key).__qualname__}, only str", path)
-            packed[escaped(key)] = self.pack(one, f"{path}[{key!r}]")
+            packed[escaped(key)] = self.pack(one, f"{path}[{key!r}]", rules)
         return packed
 
-    def _pack_ref(self, ref: RefHandle, path: str) -> list[Any]:
-        slot = ref._import
-        if slot.session.frames is None or slot.session.ended is not None:
-            raise NotStorable("a reference of a session that is not durable cannot be kept", path)
-        return [slot.session.id, slot.position]
+    def _pack_ref(self, slot: Import, path: str, rules: _Rules) -> Any:
+        session = slot.session
+        if not rules.references:
+            raise NotStorable("a reference is kept in a field of a durable object", path)
+        if session.frames is not None:  # if the session is over, so is the reference, for ever
+            return {MARK + "r": [session.id, slot.position]}
+        if rules.lost:  # the session turned out not to be durable
+            return {MARK + "b": "the session of this reference was not durable"}
+        raise NotStorable("the session of this reference is not durable, so it cannot be kept", path)
+
+    def _pack_promise(self, vow: Vow, path: str, rules: _Rules) -> Any:
+        if vow.state == FULFILLED:
+            return self.pack(vow.value, path, rules)
+        if vow.state == BROKEN and rules.references:
+            return {MARK + "b": str(vow.value)}
+        raise NotStorable("a promise cannot be kept: await it first, or use durable.when", path)
 
     def unpack(self, value: Any) -> Any:
         """What `pack` has packed. A reference whose session is over is a broken promise."""
@@ -253,6 +285,8 @@ class SessionKeeper:
                 return _unpack_locator(content)
             case "n":
                 return Null
+            case "b":
+                return broken(self._node, SessionLost(content)).handle()
             case "e":
                 return RemoteError(content[0], self.unpack(content[1]))
         raise BaggageCorrupt(f"no value is marked {mark!r}")
@@ -267,7 +301,7 @@ class SessionKeeper:
     # Objects
 
     def check(self, value: object, path: str) -> None:
-        self.pack(value, path, fixed=True)
+        _encode(self.pack(value, path, _FIELD))
 
     def changed(self, obj: Any) -> None:
         if self._closed:
@@ -286,8 +320,16 @@ class SessionKeeper:
             raise NotStorable("the object is in another baggage")
         number = self._next_object
         self._next_object += 1
+        adopt(obj, self, number)  # before its state is looked at, which may hold itself
+        try:
+            kind = obj._durable_kind
+            _encode(
+                {name: self.pack(one, f"{kind.name}.{name}", _FIELD) for name, one in state_of(obj).items()}
+            )
+        except BaseException:
+            disown(obj)
+            raise
         self._baggage.put("node", _NEXT_OBJECT, encode(self._next_object))
-        adopt(obj, self, number)
         self._objects[number] = obj
         self.changed(obj)
         return number
@@ -301,7 +343,7 @@ class SessionKeeper:
         row = self._baggage.read("object", key)
         if row is None:
             raise BaggageCorrupt("a durable object is missing", table="object")
-        name, version, packed = decode(row, table="object")
+        name, version, packed = _decode(row, "object")
         obj = blank(name)
         self._objects[number] = obj  # before its state, which may hold itself
         state = {field: self.unpack(one) for field, one in packed.items()}
@@ -315,10 +357,8 @@ class SessionKeeper:
 
     def _save_object(self, obj: Any) -> None:
         kind = obj._durable_kind
-        state = {
-            name: self.pack(value, f"{kind.name}.{name}", fixed=True) for name, value in state_of(obj).items()
-        }
-        self._baggage.put("object", _key(obj._durable_id), encode([kind.name, kind.version, state]))
+        state = {name: self.pack(one, f"{kind.name}.{name}", _SAVED) for name, one in state_of(obj).items()}
+        self._baggage.put("object", _key(obj._durable_id), _encode([kind.name, kind.version, state]))
 
     # Durable answers
 
@@ -358,9 +398,10 @@ class SessionKeeper:
 
     def export(self, swiss: bytes, obj: object) -> None:
         try:
-            row = encode(self.pack(obj))
-        except NotStorable:
-            return  # it ends with this process
+            row = encode(self.pack(obj, "export", _PASSED))
+        except NotStorable as error:
+            _ephemeral(obj, error)
+            return
         self._baggage.put("swiss", swiss, row)
 
     def unexport(self, swiss: bytes) -> None:
@@ -408,18 +449,21 @@ class SessionKeeper:
     def _save_turn(self, turn: Turn) -> None:
         """A message to a durable object that has not begun; to any other, it ends with the process."""
         turn.number = -1
-        if not isinstance(turn.target, Durable):
+        target, method = turn.target, None
+        if isinstance(target, _Told):
+            target, method = target.obj, target.method
+        if not isinstance(target, Durable):
             return
+        waiting = () if turn.answer is None else turn.answer.waiting or ()
+        tellings = [[one.session.id, one.position] for one in waiting if isinstance(one, Telling)]
         try:
-            args = self.pack(turn.args)
+            args = self.pack(turn.args, "args", _PASSED)
+            row = _encode([self._number(target), method, args, tellings, turn.answer is not None])
         except NotStorable:
             return
         turn.number = self._next_turn
         self._next_turn += 1
-        waiting = () if turn.answer is None else turn.answer.waiting or ()
-        tellings = [[one.session.id, one.position] for one in waiting if isinstance(one, Telling)]
-        row = [self._number(turn.target), args, tellings, turn.answer is not None]
-        self._baggage.put("turn", _key(turn.number), encode(row))
+        self._baggage.put("turn", _key(turn.number), row)
         self._answering[id(turn.answer)] = turn.number
 
     def begins(self, number: int) -> None:
@@ -487,7 +531,7 @@ class SessionKeeper:
         if row is None:
             self._baggage.remove(table, key)
         else:
-            self._baggage.put(table, key, encode(row))
+            self._baggage.put(table, key, _encode(row))
 
     def _slot(self, session: Session, kind: str, position: int) -> list[Any] | None:
         tables = session.tables
@@ -500,7 +544,7 @@ class SessionKeeper:
                 return [slot.count, _RESOLVER, [value.kind == ANSWER, value.position]]
             if isinstance(value, PromiseHandle):
                 return [slot.count, _PROMISE, self._settling(session, kind, position, value._vow)]
-            return [slot.count, _OBJECT, self.pack(value) if isinstance(value, Durable) else None]
+            return [slot.count, _OBJECT, self._durable(value)]
         if kind == "import":
             held = tables.imports.get(position)
             return None if held is None else [held.count, held.vow is not None]
@@ -514,6 +558,15 @@ class SessionKeeper:
             return None
         return [self._settling(session, kind, position, answer), self._answering.get(id(answer), 0)]
 
+    def _durable(self, value: object) -> Any:
+        """An object as it is kept; None if it ends with this process."""
+        if isinstance(value, Durable):
+            try:
+                return {MARK + "o": self._number(value)}
+            except NotStorable as error:
+                _ephemeral(value, error)
+        return None
+
     def _settling(self, session: Session, kind: str, position: int, vow: Vow) -> Any:
         end = vow.end()
         if end.state == PENDING:
@@ -524,9 +577,11 @@ class SessionKeeper:
         """What a promise has become, for those who ask after a restart; None if that ends with this process."""
         try:
             if vow.state == FULFILLED:
-                return [1, self.pack(vow.value)]
+                packed = [1, self.pack(vow.value, "value", _PASSED)]
+                _encode(packed)
+                return packed
             if vow.state == BROKEN:
-                return [0, str(vow.value)]
+                return [0, str(crossing(vow.value))]  # type: ignore[arg-type]  # BROKEN: an exception
         except NotStorable:
             pass
         return None
@@ -602,7 +657,7 @@ class SessionKeeper:
             self._restore_slots(session, answers)
         self._restore_gifts()
         for swiss, data in self._baggage.scan("swiss"):
-            self._node.swiss[swiss] = self.unpack(decode(data, table="swiss"))
+            self._node.swiss[swiss] = self.unpack(_decode(data, "swiss"))
         for session in sessions:
             self._settle(session, kept)
 
@@ -661,7 +716,7 @@ class SessionKeeper:
     def _restore_imports(self, session: Session) -> None:
         for key, data in self._baggage.scan("slot", session.id + b"i"):
             position = int.from_bytes(key[33:], "big")
-            count, promise = decode(data, table="slot")
+            count, promise = _decode(data, "slot")
             slot = session.tables.imports[position] = Import(session, position, promise)
             slot.count = count
 
@@ -670,10 +725,13 @@ class SessionKeeper:
         answers: dict[int, Vow] = {}
         kept: set[tuple[bytes, int]] = set()
         for key, data in self._baggage.scan("turn"):
-            number, (obj, args, tellings, asked) = int.from_bytes(key, "big"), decode(data, table="turn")
+            number, (obj, method, args, tellings, asked) = int.from_bytes(key, "big"), _decode(data, "turn")
             self._next_turn = max(self._next_turn, number + 1)
             answer = Vow(self._node) if asked else None
-            self._node.enqueue(self._object(obj), self.unpack(args), answer, None).number = number
+            target: LocalTarget = self._object(obj)
+            if method is not None:
+                target = _Told(target, method)
+            self._node.enqueue(target, self.unpack(args), answer, None).number = number
             if answer is not None:
                 answers[number] = answer
                 for session_id, position in tellings:
@@ -688,7 +746,7 @@ class SessionKeeper:
         lost = _Lost()
         for key, data in self._baggage.scan("slot", session.id + b"e"):
             position = int.from_bytes(key[33:], "big")
-            count, form, kept = decode(data, table="slot")
+            count, form, kept = _decode(data, "slot")
             value: Any
             if form == _RESOLVER:
                 value = self._resolved_by(session, *kept)
@@ -700,12 +758,12 @@ class SessionKeeper:
             tables.restore_export(position, value, identity, form == _PROMISE).count = count
         for key, data in self._baggage.scan("answer", session.id + b"a"):
             position = int.from_bytes(key[33:], "big")
-            outcome, turn = decode(data, table="answer")
+            outcome, turn = _decode(data, "answer")
             vow = tables.answers[position] = answers.get(turn) or self._promise(outcome)
             self._settling(session, "answer", position, vow)
         for key, data in self._baggage.scan("slot", session.id + b"r"):
             position = int.from_bytes(key[33:], "big")
-            (twice,) = decode(data, table="slot")
+            (twice,) = _decode(data, "slot")
             tables.restore_resolver(position, twice)
 
     @staticmethod
@@ -723,7 +781,7 @@ class SessionKeeper:
         for key, data in self._baggage.scan("promise"):
             number, (obj, fulfilled, broken_, waits_on) = (
                 int.from_bytes(key, "big"),
-                decode(data, table="promise"),
+                _decode(data, "promise"),
             )
             self._next_telling = max(self._next_telling, number + 1)
             vow = None if waits_on is None else self._remote(*waits_on)
@@ -779,6 +837,19 @@ class SessionKeeper:
             if not slot.held:
                 session.release_import(position)
         self._node.touch(session)
+
+
+def _encode(value: Any) -> bytes:
+    """A row that may hold what other peers have sent: as deep and as large as messages are, with what stands around."""
+    return encode(value, max_size=_MAX_ROW, max_depth=_MAX_DEPTH)
+
+
+def _decode(data: bytes, table: str) -> Any:
+    return decode(data, table=table, max_depth=_MAX_DEPTH)
+
+
+def _ephemeral(obj: object, error: NotStorable) -> None:
+    log.error("a %s cannot be kept, and ends with this process: %s", type(obj).__name__, error)
 
 
 def _key(number: int) -> bytes:

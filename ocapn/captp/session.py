@@ -182,8 +182,6 @@ class Session:
         self.form = Form(form.old_deliver, form.old_gc, form.text_order)
         self.last_heard = now
         self.tables = Tables(node.limits)
-        if node.keeper is not None:
-            self.tables.touched = set()
         self.bootstrap = _BOOTSTRAP
         self.ended: SessionEnded | None = None
         #: Called when the session leaves its connection, because it has ended or was cut.
@@ -228,6 +226,9 @@ class Session:
         if agreement is not None:
             terms = terms_of(node.limits)
             self.frames = Frames(agreement, self.id, key.public_id, self.peer_id, terms, now)
+            if node.keeper is not None:
+                self.frames.commit(0, 0)
+                self.tables.touched = set()
             if agreement is Agreement.ASKING:
                 self._ask()
 
@@ -699,6 +700,7 @@ class Session:
     def ordinary(self) -> None:
         """The session ends with its connection, for good."""
         self.frames = None
+        self.tables.touched = None
 
     @property
     def durable(self) -> bool:
@@ -748,6 +750,7 @@ class Session:
     def restored(self, frames: Frames, since: float) -> None:
         """The session comes from a baggage: it has no connection yet."""
         self.frames = frames
+        self.tables.touched = set()
         self.restarted = True
         frames.since = since
         self.attached = False

@@ -10,6 +10,7 @@ from pathlib import Path
 import ocapn
 from ocapn.captp.handshake import TRANSITIONS
 from ocapn.codec.operations import DIALECTS
+from tests.support import trio_test_real
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -77,3 +78,42 @@ def test_the_first_program_of_the_readme_runs(tmp_path: Path) -> None:
         finally:
             served.kill()
     assert printed == "Hello, Alice!\n"
+
+
+def test_the_counter_of_the_readme_outlives_its_process(tmp_path: Path) -> None:
+    program = tmp_path / "counter.py"
+    program.write_text(re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[2])
+
+    def started() -> tuple[subprocess.Popen[str], str]:
+        process = subprocess.Popen(
+            [sys.executable, str(program)],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        )
+        assert process.stdout is not None
+        return process, process.stdout.readline().strip()
+
+    def killed(process: subprocess.Popen[str]) -> None:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+    @trio_test_real
+    async def run() -> None:
+        process, uri = started()
+        try:
+            async with ocapn.open_peer([ocapn.UnixNetlayer()]) as peer:
+                counter = await peer.enliven(uri)
+                assert await ocapn.E(counter).add(1) == 1
+                killed(process)
+                waiting = ocapn.E(counter).add(2)
+                process, again = started()
+                assert again == uri
+                assert await waiting == 3
+        finally:
+            killed(process)
+
+    run()
