@@ -1,8 +1,8 @@
 """Keeps the sessions and the durable objects of a peer in a baggage: `ocapn.captp.port`, implemented.
 
-The one file of this package that knows `ocapn`. spec/baggage.md describes the rows. At each cut, the slots and objects
-that have changed since the last are encoded; at opening, all are brought back, and what a dead process left unsettled
-is broken with PeerRestarted, on both sides.
+This and `durable.values` are all of the package that knows `ocapn`. spec/baggage.md describes the rows. At each cut, the
+slots and objects that have changed since the last are encoded; at opening, all are brought back, and what a dead
+process left unsettled is broken with PeerRestarted, on both sides.
 """
 
 from __future__ import annotations
@@ -12,12 +12,21 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, final
 
-import attrs
-
 from durable.baggage import Baggage, Batch
 from durable.errors import BaggageCorrupt, DurableError, NotStorable
 from durable.objects import Durable, adopt, blank, disown, fill, state_of, upgraded
-from durable.records import MARK, decode, encode, escaped, marked, unescaped
+from durable.records import MARK, decode, encode
+from durable.values import (
+    FIELD,
+    PASSED,
+    SAVED,
+    USER,
+    Values,
+    decode_row,
+    encode_row,
+    pack_locator,
+    unpack_locator,
+)
 from ocapn.captp.delivery import (
     BROKEN,
     FULFILLED,
@@ -25,7 +34,6 @@ from ocapn.captp.delivery import (
     CoreTarget,
     LocalTarget,
     PromiseHandle,
-    RefHandle,
     RemoteVow,
     Telling,
     Vow,
@@ -40,16 +48,9 @@ from ocapn.captp.tables import Import
 from ocapn.codec.operations import ANSWER, Form, descriptor_bytes
 from ocapn.crypto import SessionKey, public_id
 from ocapn.errors import ObjectLost, PeerRestarted, RemoteError, SessionLost
-from ocapn.model.locators import PeerLocator, SturdyRef
-from ocapn.model.values import Null, Symbol, Tagged
 
-_PLAIN: Final = (type(None), bool, int, float, str, bytes)
 log: Final = logging.getLogger("durable")
 
-#: Bytes of a row; a message has fewer.
-_MAX_ROW: Final = 1 << 26
-#: Containers inside containers in a row: three for each of a message.
-_MAX_DEPTH: Final = 256
 _NEXT_OBJECT: Final = b"next-object"
 #: What stands in an export's row.
 _OBJECT, _PROMISE, _RESOLVER = 0, 1, 2
@@ -138,23 +139,6 @@ class _Told(CoreTarget):
 
 
 @final
-@attrs.frozen
-class _Rules:
-    """What may stand in a value: `fixed`, only what cannot change unseen; `references`, those to remote objects;
-    `lost`, what was kept and cannot be any more, which is then kept as broken."""
-
-    fixed: bool
-    references: bool
-    lost: bool = False
-
-
-_FIELD: Final = _Rules(fixed=True, references=True)
-_SAVED: Final = _Rules(fixed=True, references=True, lost=True)
-_PASSED: Final = _Rules(fixed=False, references=True)
-_USER: Final = _Rules(fixed=False, references=False)
-
-
-@final
 class _Stored:
     """How much of a session is in the baggage: the frames of ours from `first` to `last`."""
 
@@ -184,124 +168,17 @@ class SessionKeeper:
         self._stored: dict[bytes, _Stored] = {}
         self.blocks = baggage.blocks
         self._closed = False
-        baggage.attach(node.wake, lambda value: self.pack(value, "value", _USER), self.unpack)
+        self._values = Values(node, self._number, self._object)
+        baggage.attach(node.wake, lambda value: self._values.pack(value, "value", USER), self._values.unpack)
 
     def close(self) -> None:
         self._closed = True
         self._baggage.detach()
 
-    # Values
-
-    def pack(self, value: object, path: str, rules: _Rules) -> Any:
-        """The value in terms of `durable.records`. Raises NotStorable."""
-        if type(value) in _PLAIN:
-            return value
-        if isinstance(value, Durable):
-            return {MARK + "o": self._number(value)}
-        if isinstance(value, RefHandle):
-            return self._pack_ref(value._import, path, rules)
-        if isinstance(value, Symbol):
-            return {MARK + "s": value.name}
-        if isinstance(value, tuple):
-            return {MARK + "t": [self.pack(one, f"{path}[{i}]", rules) for i, one in enumerate(value)]}
-        if isinstance(value, SturdyRef):
-            return {MARK + "u": [*_pack_locator(value.peer), value.swiss]}
-        if isinstance(value, PeerLocator):
-            return {MARK + "l": _pack_locator(value)}
-        if value is Null:
-            return {MARK + "n": None}
-        if isinstance(value, PromiseHandle):
-            return self._pack_promise(value._vow.end(), path, rules)
-        if isinstance(value, LocalTarget):
-            raise NotStorable(
-                f"a {type(value).__name__} ends with this process: make its class a @durable.kind", path
-            )
-        if isinstance(value, (list, dict, Tagged, RemoteError)):
-            if rules.fixed:
-                raise NotStorable(
-                    f"a {type(value).__name__} can change without being noticed: use a tuple, or keys of the baggage",
-                    path,
-                )
-            if isinstance(value, list):
-                return [self.pack(one, f"{path}[{i}]", rules) for i, one in enumerate(value)]
-            if isinstance(value, dict):
-                return self._pack_dict(value, path, rules)
-            if isinstance(value, Tagged):
-                return {MARK + "g": [value.tag, self.pack(value.value, f"{path}.value", rules)]}
-            return {MARK + "e": [value.message, self.pack(value.value, f"{path}.value", rules)]}
-        raise NotStorable(f"cannot keep a {type(value).__qualname__}", path)
-
-    def _pack_dict(self, value: dict[Any, object], path: str, rules: _Rules) -> dict[str, Any]:
-        packed = {}
-        for key, one in value.items():
-            if type(key) is not str:
-                raise NotStorable(f"cannot keep a dict key of type {type(key).__qualname__}, only str", path)
-            packed[escaped(key)] = self.pack(one, f"{path}[{key!r}]", rules)
-        return packed
-
-    def _pack_ref(self, slot: Import, path: str, rules: _Rules) -> Any:
-        session = slot.session
-        if not rules.references:
-            raise NotStorable("a reference is kept in a field of a durable object", path)
-        if session.frames is not None:  # if the session is over, so is the reference, for ever
-            return {MARK + "r": [session.id, slot.position]}
-        if rules.lost:  # the session turned out not to be durable
-            return {MARK + "b": "the session of this reference was not durable"}
-        raise NotStorable("the session of this reference is not durable, so it cannot be kept", path)
-
-    def _pack_promise(self, vow: Vow, path: str, rules: _Rules) -> Any:
-        if vow.state == FULFILLED:
-            return self.pack(vow.value, path, rules)
-        if vow.state == BROKEN and rules.references:
-            return {MARK + "b": str(vow.value)}
-        raise NotStorable("a promise cannot be kept: await it first, or use durable.when", path)
-
-    def unpack(self, value: Any) -> Any:
-        """What `pack` has packed. A reference whose session is over is a broken promise."""
-        if type(value) is list:
-            return [self.unpack(one) for one in value]
-        if type(value) is not dict:
-            return value
-        mark = marked(value)
-        if mark is not None:
-            return self._unpack_marked(mark, value[MARK + mark])
-        return {unescaped(key): self.unpack(one) for key, one in value.items()}
-
-    def _unpack_marked(self, mark: str, content: Any) -> Any:
-        match mark:
-            case "o":
-                return self._object(content)
-            case "r":
-                return self._unpack_ref(*content)
-            case "s":
-                return Symbol(content)
-            case "t":
-                return tuple(self.unpack(one) for one in content)
-            case "g":
-                return Tagged(content[0], self.unpack(content[1]))
-            case "u":
-                return SturdyRef(_unpack_locator(content[:3]), content[3])
-            case "l":
-                return _unpack_locator(content)
-            case "n":
-                return Null
-            case "b":
-                return broken(self._node, SessionLost(content)).handle()
-            case "e":
-                return RemoteError(content[0], self.unpack(content[1]))
-        raise BaggageCorrupt(f"no value is marked {mark!r}")
-
-    def _unpack_ref(self, session_id: bytes, position: int) -> object:
-        session = self._node.kept_session(session_id)
-        slot = None if session is None else session.tables.imports.get(position)
-        if slot is None:
-            return broken(self._node, SessionLost("the session of this reference is over")).handle()
-        return slot.handle()
-
     # Objects
 
     def check(self, value: object, path: str) -> None:
-        _encode(self.pack(value, path, _FIELD))
+        encode_row(self._values.pack(value, path, FIELD))
 
     def changed(self, obj: Any) -> None:
         if self._closed:
@@ -323,8 +200,11 @@ class SessionKeeper:
         adopt(obj, self, number)  # before its state is looked at, which may hold itself
         try:
             kind = obj._durable_kind
-            _encode(
-                {name: self.pack(one, f"{kind.name}.{name}", _FIELD) for name, one in state_of(obj).items()}
+            encode_row(
+                {
+                    name: self._values.pack(one, f"{kind.name}.{name}", FIELD)
+                    for name, one in state_of(obj).items()
+                }
             )
         except BaseException:
             disown(obj)
@@ -343,10 +223,10 @@ class SessionKeeper:
         row = self._baggage.read("object", key)
         if row is None:
             raise BaggageCorrupt("a durable object is missing", table="object")
-        name, version, packed = _decode(row, "object")
+        name, version, packed = decode_row(row, "object")
         obj = blank(name)
         self._objects[number] = obj  # before its state, which may hold itself
-        state = {field: self.unpack(one) for field, one in packed.items()}
+        state = {field: self._values.unpack(one) for field, one in packed.items()}
         if version != obj._durable_kind.version:
             state = upgraded(name, version, state)
             fill(obj, state, self, number)
@@ -357,8 +237,10 @@ class SessionKeeper:
 
     def _save_object(self, obj: Any) -> None:
         kind = obj._durable_kind
-        state = {name: self.pack(one, f"{kind.name}.{name}", _SAVED) for name, one in state_of(obj).items()}
-        self._baggage.put("object", _key(obj._durable_id), _encode([kind.name, kind.version, state]))
+        state = {
+            name: self._values.pack(one, f"{kind.name}.{name}", SAVED) for name, one in state_of(obj).items()
+        }
+        self._baggage.put("object", _key(obj._durable_id), encode_row([kind.name, kind.version, state]))
 
     # Durable answers
 
@@ -398,7 +280,7 @@ class SessionKeeper:
 
     def export(self, swiss: bytes, obj: object) -> None:
         try:
-            row = encode(self.pack(obj, "export", _PASSED))
+            row = encode(self._values.pack(obj, "export", PASSED))
         except NotStorable as error:
             _ephemeral(obj, error)
             return
@@ -457,8 +339,8 @@ class SessionKeeper:
         waiting = () if turn.answer is None else turn.answer.waiting or ()
         tellings = [[one.session.id, one.position] for one in waiting if isinstance(one, Telling)]
         try:
-            args = self.pack(turn.args, "args", _PASSED)
-            row = _encode([self._number(target), method, args, tellings, turn.answer is not None])
+            args = self._values.pack(turn.args, "args", PASSED)
+            row = encode_row([self._number(target), method, args, tellings, turn.answer is not None])
         except NotStorable:
             return
         turn.number = self._next_turn
@@ -531,7 +413,7 @@ class SessionKeeper:
         if row is None:
             self._baggage.remove(table, key)
         else:
-            self._baggage.put(table, key, _encode(row))
+            self._baggage.put(table, key, encode_row(row))
 
     def _slot(self, session: Session, kind: str, position: int) -> list[Any] | None:
         tables = session.tables
@@ -577,8 +459,8 @@ class SessionKeeper:
         """What a promise has become, for those who ask after a restart; None if that ends with this process."""
         try:
             if vow.state == FULFILLED:
-                packed = [1, self.pack(vow.value, "value", _PASSED)]
-                _encode(packed)
+                packed = [1, self._values.pack(vow.value, "value", PASSED)]
+                encode_row(packed)
                 return packed
             if vow.state == BROKEN:
                 return [0, str(crossing(vow.value))]  # type: ignore[arg-type]  # BROKEN: an exception
@@ -592,7 +474,7 @@ class SessionKeeper:
         return [
             session.key.seed,
             session.peer_key,
-            _pack_locator(session.location),
+            pack_locator(session.location),
             [session.dialled, session.authenticated, frames.agreement is Agreement.AGREED],
             [form.old_deliver, form.old_gc, form.text_order],
             [terms.life, terms.frames, terms.size],
@@ -657,7 +539,7 @@ class SessionKeeper:
             self._restore_slots(session, answers)
         self._restore_gifts()
         for swiss, data in self._baggage.scan("swiss"):
-            self._node.swiss[swiss] = self.unpack(_decode(data, "swiss"))
+            self._node.swiss[swiss] = self._values.unpack(decode_row(data, "swiss"))
         for session in sessions:
             self._settle(session, kept)
 
@@ -683,7 +565,7 @@ class SessionKeeper:
             node,
             key=SessionKey(seed),
             peer_key=peer_key,
-            location=_unpack_locator(location),
+            location=unpack_locator(location),
             dialled=dialled,
             authenticated=authenticated,
             form=Form(*form),
@@ -716,7 +598,7 @@ class SessionKeeper:
     def _restore_imports(self, session: Session) -> None:
         for key, data in self._baggage.scan("slot", session.id + b"i"):
             position = int.from_bytes(key[33:], "big")
-            count, promise = _decode(data, "slot")
+            count, promise = decode_row(data, "slot")
             slot = session.tables.imports[position] = Import(session, position, promise)
             slot.count = count
 
@@ -725,13 +607,16 @@ class SessionKeeper:
         answers: dict[int, Vow] = {}
         kept: set[tuple[bytes, int]] = set()
         for key, data in self._baggage.scan("turn"):
-            number, (obj, method, args, tellings, asked) = int.from_bytes(key, "big"), _decode(data, "turn")
+            number, (obj, method, args, tellings, asked) = (
+                int.from_bytes(key, "big"),
+                decode_row(data, "turn"),
+            )
             self._next_turn = max(self._next_turn, number + 1)
             answer = Vow(self._node) if asked else None
             target: LocalTarget = self._object(obj)
             if method is not None:
                 target = _Told(target, method)
-            self._node.enqueue(target, self.unpack(args), answer, None).number = number
+            self._node.enqueue(target, self._values.unpack(args), answer, None).number = number
             if answer is not None:
                 answers[number] = answer
                 for session_id, position in tellings:
@@ -746,24 +631,24 @@ class SessionKeeper:
         lost = _Lost()
         for key, data in self._baggage.scan("slot", session.id + b"e"):
             position = int.from_bytes(key[33:], "big")
-            count, form, kept = _decode(data, "slot")
+            count, form, kept = decode_row(data, "slot")
             value: Any
             if form == _RESOLVER:
                 value = self._resolved_by(session, *kept)
             elif form == _PROMISE:
                 value = self._promise(kept).handle()
             else:
-                value = lost if kept is None else self.unpack(kept)
+                value = lost if kept is None else self._values.unpack(kept)
             identity = id(value) if isinstance(value, Durable) else 0
             tables.restore_export(position, value, identity, form == _PROMISE).count = count
         for key, data in self._baggage.scan("answer", session.id + b"a"):
             position = int.from_bytes(key[33:], "big")
-            outcome, turn = _decode(data, "answer")
+            outcome, turn = decode_row(data, "answer")
             vow = tables.answers[position] = answers.get(turn) or self._promise(outcome)
             self._settling(session, "answer", position, vow)
         for key, data in self._baggage.scan("slot", session.id + b"r"):
             position = int.from_bytes(key[33:], "big")
-            (twice,) = _decode(data, "slot")
+            (twice,) = decode_row(data, "slot")
             tables.restore_resolver(position, twice)
 
     @staticmethod
@@ -781,7 +666,7 @@ class SessionKeeper:
         for key, data in self._baggage.scan("promise"):
             number, (obj, fulfilled, broken_, waits_on) = (
                 int.from_bytes(key, "big"),
-                _decode(data, "promise"),
+                decode_row(data, "promise"),
             )
             self._next_telling = max(self._next_telling, number + 1)
             vow = None if waits_on is None else self._remote(*waits_on)
@@ -816,7 +701,7 @@ class SessionKeeper:
         if not fulfilled:
             return broken(self._node, RemoteError(content))
         vow = Vow(self._node)
-        vow.resolve(self.unpack(content))
+        vow.resolve(self._values.unpack(content))
         return vow
 
     def _settle(self, session: Session, kept: set[tuple[bytes, int]]) -> None:
@@ -839,26 +724,9 @@ class SessionKeeper:
         self._node.touch(session)
 
 
-def _encode(value: Any) -> bytes:
-    """A row that may hold what other peers have sent: as deep and as large as messages are, with what stands around."""
-    return encode(value, max_size=_MAX_ROW, max_depth=_MAX_DEPTH)
-
-
-def _decode(data: bytes, table: str) -> Any:
-    return decode(data, table=table, max_depth=_MAX_DEPTH)
-
-
 def _ephemeral(obj: object, error: NotStorable) -> None:
     log.error("a %s cannot be kept, and ends with this process: %s", type(obj).__name__, error)
 
 
 def _key(number: int) -> bytes:
     return number.to_bytes(8, "big")
-
-
-def _pack_locator(locator: PeerLocator) -> list[Any]:
-    return [locator.transport, locator.designator, dict(locator.hints)]
-
-
-def _unpack_locator(packed: list[Any]) -> PeerLocator:
-    return PeerLocator(packed[0], packed[1], packed[2] or None)
