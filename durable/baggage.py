@@ -133,9 +133,13 @@ class Baggage(Namespace):
         self.on_dirty: Callable[[], None] | None = None
         #: Why the baggage cannot go on, once it cannot.
         self.failed: BaggageFailed | None = None
+        self._gather: Callable[[], None] | None = None
         #: What a value is kept as. With a peer, it may hold references and durable objects too.
         self.pack: Callable[[object], Any] = pack
         self.unpack: Callable[[Any], Any] = unpack
+        #: Whether a commit takes long enough for a peer to have it done in a thread. Tests on a mock clock, which knows
+        #: nothing of threads, say no.
+        self.blocks = not isinstance(store, MemoryStore)
         self._store = store
         self._max_value = max_value
         self._closed = False
@@ -149,18 +153,14 @@ class Baggage(Namespace):
         self._committed = 0  # number of the last batch on disk
         self._writing = threading.Lock()
         #: Inside a transaction, for each change of the application: the key, whether the batch had it, its overlay.
-        self._undo: list[tuple[bytes, bool, tuple[int, bytes | None] | None]] = []
+        #: Or what undoes a change of something else.
+        self._undo: list[tuple[bytes, bool, tuple[int, bytes | None] | None] | Callable[[], None]] = []
         self._depth = 0
 
     @property
     def store_id(self) -> bytes:
         """32 random bytes that tell this baggage from all others."""
         return self._store.store_id
-
-    @property
-    def blocks(self) -> bool:
-        """Whether a commit takes long enough to be worth a thread."""
-        return not isinstance(self._store, MemoryStore)
 
     def keeper(self, node: Any) -> Any:
         """What keeps the sessions and objects of a peer here: for `ocapn.open_peer(baggage=…)`."""
@@ -169,16 +169,23 @@ class Baggage(Namespace):
         return SessionKeeper(self, node)
 
     def attach(
-        self, on_dirty: Callable[[], None], pack: Callable[[object], Any], unpack: Callable[[Any], Any]
+        self,
+        on_dirty: Callable[[], None],
+        gather: Callable[[], None],
+        pack: Callable[[object], Any],
+        unpack: Callable[[Any], Any],
     ) -> None:
-        """A peer keeps its state here from now on. Raises RuntimeError if another does."""
+        """A peer keeps its state here from now on: `gather` writes what of it has changed.
+
+        Raises RuntimeError if another peer does.
+        """
         if self.on_dirty is not None:
             raise RuntimeError("a peer is open with this baggage already: it belongs to one at a time")
-        self.on_dirty, self.pack, self.unpack = on_dirty, pack, unpack
+        self.on_dirty, self._gather, self.pack, self.unpack = on_dirty, gather, pack, unpack
 
     def detach(self) -> None:
         """The peer has ended."""
-        self.on_dirty, self.pack, self.unpack = None, pack, unpack
+        self.on_dirty, self._gather, self.pack, self.unpack = None, None, pack, unpack
 
     # Rows, for the peer
 
@@ -224,6 +231,8 @@ class Baggage(Namespace):
     def cut(self) -> Batch | None:
         """Closes the batch of the changes so far; None if there are none. RuntimeError inside a transaction."""
         self._check()
+        if not self._depth and self._gather is not None:
+            self._gather()
         if self._depth:
             raise RuntimeError(
                 "a transaction is open: nothing may await, flush or close between its beginning and its end"
@@ -292,13 +301,22 @@ class Baggage(Namespace):
     # For the application
 
     def transaction(self) -> AbstractContextManager[None]:
-        """All changes that the application makes in the block, or none if it raises; rows of a peer are not undone.
+        """All changes that the application makes in the block, to keys and to fields of durable objects, or none if it
+        raises. What was sent in it is not unsent.
 
         An inner transaction is part of the outer one, and rolls back only what was done in it. Between beginning and
         end nothing may `await`: what another task changed would be undone as well, and the peer, which cannot write
         meanwhile, would stop with a RuntimeError.
         """
         return self._transaction()
+
+    @property
+    def in_transaction(self) -> bool:
+        return self._depth > 0
+
+    def undo_with(self, undo: Callable[[], None]) -> None:
+        """Inside a transaction: `undo` is called if it is rolled back."""
+        self._undo.append(undo)
 
     def close(self) -> None:
         """Flushes, and gives the store free for others. May be called again.
@@ -341,7 +359,11 @@ class Baggage(Namespace):
                 self._undo.clear()
 
     def _undo_one(self) -> None:
-        key, had, entry = self._undo.pop()
+        undo = self._undo.pop()
+        if not isinstance(undo, tuple):
+            undo()
+            return
+        key, had, entry = undo
         rows = self._overlay[_USER]
         if not had:
             del self._current[_USER, key]

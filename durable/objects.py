@@ -19,6 +19,7 @@ objects, and references to remote ones. A list or a dict is refused; what is lon
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import iscoroutinefunction
 from typing import Any, Final, Protocol, TypeVar
 
 import attrs
@@ -28,8 +29,6 @@ from durable.errors import BaggageNewer, DurableError
 State = dict[str, Any]
 Upgrade = Callable[[State], State]
 T = TypeVar("T", bound=type)
-
-_PLAIN: Final = (type(None), bool, int, float, str, bytes)
 
 
 class MissingKind(DurableError):
@@ -68,7 +67,7 @@ class Keeper(Protocol):
     def check(self, value: object, path: str) -> None:
         """Raises NotStorable if a field cannot hold the value."""
 
-    def changed(self, obj: Any) -> None:
+    def changes(self, obj: Any, name: str) -> None:
         """A field of a durable object is about to change. Raises DurableError once the peer has ended."""
 
     def when(self, promise: object, obj: Any, fulfilled: str | None, broken: str | None) -> None:
@@ -124,6 +123,16 @@ def upgrade(name: str, *, version: int) -> Callable[[Upgrade], Upgrade]:
     return register
 
 
+def _small(value: object) -> bool:
+    """Whether the value can be kept without a closer look."""
+    kind = type(value)
+    if kind is int:
+        return -(1 << 63) <= value < 1 << 63  # type: ignore[operator]  # an int
+    if kind is str:
+        return len(value) < 256 and value.isascii()  # type: ignore[arg-type, attr-defined]  # a str
+    return value is None or kind is bool or kind is float
+
+
 def _tracked(cls: type, made: Kind) -> type:
     """A subclass that tells the keeper of each assignment."""
     inherited: Any = cls.__setattr__
@@ -134,9 +143,9 @@ def _tracked(cls: type, made: Kind) -> type:
         if keeper is None or name not in fields:
             inherited(self, name, value)
             return
-        if type(value) not in _PLAIN or (type(value) is str and not value.isascii()):
+        if not _small(value):
             keeper.check(value, f"{made.name}.{name}")
-        keeper.changed(self)
+        keeper.changes(self, name)
         inherited(self, name, value)
 
     return type(
@@ -226,12 +235,18 @@ def when(promise: object, obj: Any, fulfilled: str | None, broken: str | None = 
     that ends with this process, other than an answer that a peer owes in a durable session, the restarted one tells
     that it broke, with PeerRestarted. What else awaits the promise is not told after a restart.
 
-    Raises TypeError if `obj` is not kept in the baggage of a peer yet, AttributeError for a name that is no method.
+    Raises TypeError if `obj` is not kept in the baggage of a peer yet, or for an `async` method, AttributeError for a
+    name that is no method.
     """
     keeper: Keeper | None = getattr(obj, "_durable_keeper", None)
     if keeper is None:
         raise TypeError("only an object that is in a baggage can be told: store it first")
     for name in (fulfilled, broken):
-        if name is not None and not callable(getattr(obj, name)):
+        if name is None:
+            continue
+        method = getattr(obj, name)
+        if not callable(method):
             raise AttributeError(f"{name} is no method of {type(obj).__name__}")
+        if iscoroutinefunction(method):
+            raise TypeError(f"{name} is async, and would run at most once: let a plain method be told")
     keeper.when(promise, obj, fulfilled, broken)

@@ -1,6 +1,6 @@
 """Keeps the sessions and the durable objects of a peer in a baggage: `ocapn.captp.port`, implemented.
 
-This and `durable.values` are all of the package that knows `ocapn`. spec/baggage.md describes the rows. At each cut, the
+With `durable.values` all of the package that knows `ocapn`. spec/baggage.md describes the rows. At each cut, the
 slots and objects that have changed since the last are encoded; at opening, all are brought back, and what a dead
 process left unsettled is broken with PeerRestarted, on both sides.
 """
@@ -20,7 +20,9 @@ from durable.values import (
     FIELD,
     PASSED,
     SAVED,
+    TURN,
     USER,
+    Lost,
     Values,
     decode_row,
     encode_row,
@@ -47,7 +49,7 @@ from ocapn.captp.session import Session
 from ocapn.captp.tables import Import
 from ocapn.codec.operations import ANSWER, Form, descriptor_bytes
 from ocapn.crypto import SessionKey, public_id
-from ocapn.errors import ObjectLost, PeerRestarted, RemoteError, SessionLost
+from ocapn.errors import PeerRestarted, RemoteError, SessionLost
 
 log: Final = logging.getLogger("durable")
 
@@ -57,25 +59,19 @@ _OBJECT, _PROMISE, _RESOLVER = 0, 1, 2
 _KINDS: Final = {"export": b"e", "import": b"i", "resolver": b"r", "answer": b"a", "question": b"q"}
 
 
-class _Lost(CoreTarget):
-    """Stands in the place of an object that ended with the process which exported it."""
-
-    __slots__ = ()
-
-    def call(self, args: list[object]) -> object:
-        raise ObjectLost("the object ended with the process that it was in")
-
-
 class _Settling(Waiting):
     """Has an answer, or an exported promise, written again once it is known what it has become."""
 
-    __slots__ = ("kind", "position", "session")
+    __slots__ = ("kind", "position", "session", "watched")
     listens = True
 
-    def __init__(self, session: Session, kind: str, position: int) -> None:
+    def __init__(
+        self, session: Session, kind: str, position: int, watched: set[tuple[bytes, str, int]]
+    ) -> None:
         self.session = session
         self.kind = kind
         self.position = position
+        self.watched = watched
 
     @property
     def gone(self) -> bool:
@@ -83,6 +79,7 @@ class _Settling(Waiting):
         return self.position not in (tables.answers if self.kind == "answer" else tables.exports)
 
     def settle(self, vow: Vow) -> None:
+        self.watched.discard((self.session.id, self.kind, self.position))
         if not self.gone:
             self.session.tables.touch(self.kind, self.position)
             self.session.node.touch(self.session)
@@ -160,6 +157,7 @@ class SessionKeeper:
         self._node = node
         self._objects: dict[int, Any] = {}
         self._changed: dict[int, Any] = {}
+        self._adopted: list[Any] = []  # objects that are kept as part of one that is being kept
         self._next_object = 1
         self._next_telling = 1
         self._tellings: dict[int, _Telling] = {}
@@ -168,8 +166,15 @@ class SessionKeeper:
         self._stored: dict[bytes, _Stored] = {}
         self.blocks = baggage.blocks
         self._closed = False
-        self._values = Values(node, self._number, self._object)
-        baggage.attach(node.wake, lambda value: self._values.pack(value, "value", USER), self._values.unpack)
+        self._touched: set[Session] = set()
+        self._watched: set[tuple[bytes, str, int]] = set()  # what `_Settling` waits for
+        self._values = Values(node, self._number, self._object, self._remote)
+        baggage.attach(
+            node.wake,
+            self._gather,
+            lambda value: self._values.pack(value, "value", USER),
+            self._values.unpack,
+        )
 
     def close(self) -> None:
         self._closed = True
@@ -180,9 +185,15 @@ class SessionKeeper:
     def check(self, value: object, path: str) -> None:
         encode_row(self._values.pack(value, path, FIELD))
 
-    def changed(self, obj: Any) -> None:
+    def changes(self, obj: Any, name: str) -> None:
         if self._closed:
             raise DurableError("the peer of this object has ended: what changes now would not be kept")
+        if self._baggage.in_transaction:
+            old = getattr(obj, name)
+            self._baggage.undo_with(lambda: object.__setattr__(obj, name, old))
+        self._change(obj)
+
+    def _change(self, obj: Any) -> None:
         if not self._changed:
             self._node.wake()
         self._changed[obj._durable_id] = obj
@@ -195,23 +206,33 @@ class SessionKeeper:
             return number
         if keeper is not None:
             raise NotStorable("the object is in another baggage")
+        kind = obj._durable_kind
+        if type(obj) is not kind.cls:
+            raise NotStorable(
+                f"{type(obj).__name__} is no @durable.kind, as {kind.cls.__name__} is", kind.name
+            )
         number = self._next_object
         self._next_object += 1
         adopt(obj, self, number)  # before its state is looked at, which may hold itself
+        first, self._adopted = self._adopted, [*self._adopted, obj]
         try:
-            kind = obj._durable_kind
-            encode_row(
-                {
-                    name: self._values.pack(one, f"{kind.name}.{name}", FIELD)
-                    for name, one in state_of(obj).items()
-                }
-            )
+            state = {
+                name: self._values.pack(one, f"{kind.name}.{name}", FIELD)
+                for name, one in state_of(obj).items()
+            }
+            encode_row(state)
         except BaseException:
-            disown(obj)
+            for one in self._adopted[len(first) :]:  # what it holds was not kept before, and is not now
+                self._objects.pop(one._durable_id, None)
+                self._changed.pop(one._durable_id, None)
+                disown(one)
             raise
+        finally:
+            if not first:
+                self._adopted = []
         self._baggage.put("node", _NEXT_OBJECT, encode(self._next_object))
         self._objects[number] = obj
-        self.changed(obj)
+        self._change(obj)
         return number
 
     def _object(self, number: int) -> Any:
@@ -230,7 +251,7 @@ class SessionKeeper:
         if version != obj._durable_kind.version:
             state = upgraded(name, version, state)
             fill(obj, state, self, number)
-            self.changed(obj)
+            self._change(obj)
         else:
             fill(obj, state, self, number)
         return obj
@@ -282,7 +303,8 @@ class SessionKeeper:
         try:
             row = encode(self._values.pack(obj, "export", PASSED))
         except NotStorable as error:
-            _ephemeral(obj, error)
+            if isinstance(obj, Durable):
+                _ephemeral(obj, error)
             return
         self._baggage.put("swiss", swiss, row)
 
@@ -316,9 +338,15 @@ class SessionKeeper:
     # Batches
 
     def cut(self, sessions: Iterable[Session]) -> Batch | None:
+        self._touched.update(sessions)
+        return self._baggage.cut()
+
+    def _gather(self) -> None:
+        """Writes all that has changed into the batch that is about to be cut."""
         for turn in self._node.waiting_turns:
             if not turn.number:
                 self._save_turn(turn)
+        sessions, self._touched = self._touched | self._node.take_touched(), set()
         for session in sessions:
             self._save(session)
         self._answering.clear()
@@ -326,7 +354,6 @@ class SessionKeeper:
         while self._changed:
             _, obj = self._changed.popitem()
             self._save_object(obj)
-        return self._baggage.cut()
 
     def _save_turn(self, turn: Turn) -> None:
         """A message to a durable object that has not begun; to any other, it ends with the process."""
@@ -339,7 +366,7 @@ class SessionKeeper:
         waiting = () if turn.answer is None else turn.answer.waiting or ()
         tellings = [[one.session.id, one.position] for one in waiting if isinstance(one, Telling)]
         try:
-            args = self._values.pack(turn.args, "args", PASSED)
+            args = self._values.pack(turn.args, "args", TURN)
             row = encode_row([self._number(target), method, args, tellings, turn.answer is not None])
         except NotStorable:
             return
@@ -429,12 +456,16 @@ class SessionKeeper:
             return [slot.count, _OBJECT, self._durable(value)]
         if kind == "import":
             held = tables.imports.get(position)
-            return None if held is None else [held.count, held.vow is not None]
+            count = session.outbox.owed(position) + (0 if held is None else held.count)
+            return [count, held is not None and held.vow is not None] if count else None
         if kind == "resolver":
             twice = tables.resolvers(position)
             return [twice] if twice else None
         if kind == "question":
-            return [] if position in tables.questions else None
+            question = tables.questions.get(position)
+            if question is None:
+                return [False] if session.outbox.releases(position) else None
+            return [question.listening]
         answer = tables.answers.get(position)
         if answer is None:
             return None
@@ -451,8 +482,10 @@ class SessionKeeper:
 
     def _settling(self, session: Session, kind: str, position: int, vow: Vow) -> Any:
         end = vow.end()
-        if end.state == PENDING:
-            end.add(_Settling(session, kind, position))
+        watched = (session.id, kind, position)
+        if end.state == PENDING and watched not in self._watched:
+            self._watched.add(watched)
+            end.add(_Settling(session, kind, position, self._watched))
         return self._outcome(end)
 
     def _outcome(self, vow: Vow) -> Any:
@@ -628,7 +661,7 @@ class SessionKeeper:
 
     def _restore_slots(self, session: Session, answers: dict[int, Vow]) -> None:
         tables = session.tables
-        lost = _Lost()
+        lost = Lost()
         for key, data in self._baggage.scan("slot", session.id + b"e"):
             position = int.from_bytes(key[33:], "big")
             count, form, kept = decode_row(data, "slot")
@@ -689,7 +722,11 @@ class SessionKeeper:
             return None if slot is None else slot.vow
         question = session.tables.questions.get(position)
         if question is None:
+            row = self._baggage.read("answer", session_id + _KINDS["question"] + _key(position))
+            if row is None:
+                return None
             question = RemoteVow(session, ANSWER, position, descriptor_bytes(ANSWER, position))
+            (question.listening,) = decode_row(row, "answer")
             session.tables.questions[position] = question
         return question
 

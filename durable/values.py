@@ -14,10 +14,21 @@ import attrs
 from durable.errors import BaggageCorrupt, NotStorable
 from durable.objects import Durable
 from durable.records import MARK, decode, encode, escaped, marked, unescaped
-from ocapn.captp.delivery import BROKEN, FULFILLED, LocalTarget, PromiseHandle, RefHandle, Vow, broken
+from ocapn.captp.delivery import (
+    BROKEN,
+    FULFILLED,
+    CoreTarget,
+    LocalTarget,
+    PromiseHandle,
+    RefHandle,
+    RemoteVow,
+    Vow,
+    broken,
+)
 from ocapn.captp.node import Node
 from ocapn.captp.tables import Import
-from ocapn.errors import RemoteError, SessionLost
+from ocapn.codec.operations import ANSWER
+from ocapn.errors import ObjectLost, PeerRestarted, RemoteError, SessionLost
 from ocapn.model.locators import PeerLocator, SturdyRef
 from ocapn.model.values import Null, Symbol, Tagged
 
@@ -26,6 +37,16 @@ _PLAIN: Final = (type(None), bool, int, float, str, bytes)
 _MAX_ROW: Final = 1 << 26
 #: Containers inside containers in a row: three for each of a message.
 _MAX_DEPTH: Final = 256
+
+
+@final
+class Lost(CoreTarget):
+    """Stands in the place of an object that ended with the process which exported it."""
+
+    __slots__ = ()
+
+    def call(self, args: list[object]) -> object:
+        raise ObjectLost("the object ended with the process that it was in")
 
 
 @final
@@ -42,15 +63,27 @@ class Rules:
 FIELD: Final = Rules(fixed=True, references=True)
 SAVED: Final = Rules(fixed=True, references=True, lost=True)
 PASSED: Final = Rules(fixed=False, references=True)
+#: A message that was accepted is not refused any more: what ends with the process is kept as lost.
+TURN: Final = Rules(fixed=False, references=True, lost=True)
 USER: Final = Rules(fixed=False, references=False)
 
 
 @final
 class Values:
-    """Packs and unpacks the values of one node. `number` and `object` name and find durable objects."""
+    """Packs and unpacks the values of one node. `number` and `obj` name and find durable objects.
 
-    def __init__(self, node: Node, number: Callable[[Any], int], obj: Callable[[int], Any]) -> None:
+    `remote` finds the promise of a peer: session, whether it is an answer, position.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        number: Callable[[Any], int],
+        obj: Callable[[int], Any],
+        remote: Callable[[bytes, bool, int], Vow | None],
+    ) -> None:
         self._node = node
+        self._remote = remote
         self._number = number
         self._object = obj
 
@@ -75,6 +108,8 @@ class Values:
         if isinstance(value, PromiseHandle):
             return self._pack_promise(value._vow.end(), path, rules)
         if isinstance(value, LocalTarget):
+            if rules is TURN:
+                return {MARK + "x": None}
             raise NotStorable(
                 f"a {type(value).__name__} ends with this process: make its class a @durable.kind", path
             )
@@ -116,6 +151,10 @@ class Values:
             return self.pack(vow.value, path, rules)
         if vow.state == BROKEN and rules.references:
             return {MARK + "b": str(vow.value)}
+        if rules is TURN:
+            if isinstance(vow, RemoteVow) and vow.session.durable and not vow.released:
+                return {MARK + "p": [vow.session.id, vow.kind == ANSWER, vow.position]}
+            return {MARK + "b": "the promise ended with the process that had it"}
         raise NotStorable("a promise cannot be kept: await it first, or use durable.when", path)
 
     def unpack(self, value: Any) -> Any:
@@ -147,6 +186,13 @@ class Values:
                 return unpack_locator(content)
             case "n":
                 return Null
+            case "x":
+                return Lost()
+            case "p":
+                vow = self._remote(*content)
+                return (
+                    vow or broken(self._node, PeerRestarted("the promise is not known any more"))
+                ).handle()
             case "b":
                 return broken(self._node, SessionLost(content)).handle()
             case "e":

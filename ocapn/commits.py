@@ -45,9 +45,13 @@ class Commits:
         self._flush = flush
         self._steps: list[_Step] = []
         self._work = trio.Event()
+        #: Whether a write has failed: nothing is committed or shown any more.
+        self.failed = False
 
     def show(self, result: TurnResult) -> None:
         """Shows what turns have left behind, once it is committed."""
+        if self.failed:
+            return
         touched = self._node.take_touched()
         sessions = dict.fromkeys([*result.outbound, *touched])
         sealed = []
@@ -69,6 +73,16 @@ class Commits:
         self.show(self._node.take())
         await done.wait()
 
+    def finish(self) -> None:
+        """The peer has ended: commits what there is left to commit, and shows nothing more. Blocks."""
+        self.show(self._node.take())
+        batches = [step.batch for step in self._steps if step.batch is not None]
+        self._steps.clear()
+        if batches:
+            self._keeper.write(batches)
+            for batch in batches:
+                self._keeper.written(batch)
+
     async def run(self) -> None:
         """Writes for as long as it runs. Raises what `Keeper.write` raises: nothing is shown any more then."""
         while True:
@@ -78,16 +92,23 @@ class Commits:
                 steps = list(self._steps)
                 batches = [step.batch for step in steps if step.batch is not None]
                 if batches:
-                    if self._keeper.blocks:
-                        await trio.to_thread.run_sync(self._keeper.write, batches)
-                    else:
-                        await trio.lowlevel.checkpoint()
-                        self._keeper.write(batches)
+                    await self._write(batches)
                     for batch in batches:
                         self._keeper.written(batch)
                 del self._steps[: len(steps)]
                 for step in steps:
                     self._shown(step)
+
+    async def _write(self, batches: list[Any]) -> None:
+        try:
+            if self._keeper.blocks:
+                await trio.to_thread.run_sync(self._keeper.write, batches)
+            else:
+                await trio.lowlevel.checkpoint()
+                self._keeper.write(batches)
+        except Exception:
+            self.failed = True
+            raise
 
     def _shown(self, step: _Step) -> None:
         for session, messages, sent, taken in step.sealed:

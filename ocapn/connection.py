@@ -377,11 +377,12 @@ class Connection:
 
         Raises OCapNError, the connection then being closed.
         """
-        await self._committed(session)
-        initiator = Initiator(session, self._wire)
+        initiator: Initiator | None = None
         try:
             self.peer.attempt(session, self)
             with self.attempt:
+                await self._committed(session)
+                initiator = Initiator(session, self._wire)
                 await self._send_outbound(initiator)
                 messages = await self.channel.receive(1)
                 if not messages:
@@ -401,7 +402,7 @@ class Connection:
             raise TooLate("another connection is the session's")
         except Refusal as refusal:
             self.peer.refused(session, refusal, self)
-            await self._close(initiator.outbound)
+            await self._close([] if initiator is None else initiator.outbound)
             raise
         except ChannelBroken as error:
             await self._close([])
@@ -536,15 +537,18 @@ class Connection:
         """Writes until there is nothing left to write. Runs only while the transport cannot take all at once."""
         channel = self.channel
         try:
-            while (messages := session.outbox.take()) or channel.unsent:
+            while self._has(session) and ((messages := session.outbox.take()) or channel.unsent):
                 await channel.send(messages)
-                if self.peer.connection_of(session) is not self:
-                    return
-                self._written(session, messages)
+                if self._has(session):
+                    self._written(session, messages)
         except ChannelBroken as error:
             self._disconnected(str(error))
         finally:
             self._sending = False
+
+    def _has(self, session: CoreSession) -> bool:
+        """Whether what the session has to send is for this connection."""
+        return self.peer.connection_of(session) is self and (session.attached or session.ended is not None)
 
     def _written(self, session: CoreSession, messages: list[bytes]) -> None:
         session.outbox.written(messages)
@@ -566,8 +570,6 @@ class Connection:
                 self._sending = True
                 self._nursery.start_soon(self._write, session)
         session.outbox.seen()
-        if session.outbox.overflown and session.ended is None:
-            session.abort("the peer does not read what it is sent")
 
     def _all_sent(self, session: CoreSession) -> bool:
         """Sends what can be sent without waiting; whether that was all. Raises ChannelBroken."""

@@ -181,7 +181,11 @@ class Peer:
             authenticate=authenticate or (lambda introduction: True),
         )
         self._node.on_status = self._status
+        self._unbegun: set[CoroutineType[Any, Any, object]] = (
+            set()
+        )  # methods whose message is not committed yet
         self._commits: Commits | None = None
+        self._restored = False
         if baggage is not None:
             keeper = self._node.keeper = baggage.keeper(self._node)
             self._commits = Commits(self._node, keeper, self._flush)
@@ -324,6 +328,10 @@ class Peer:
         connection = self._connections.get(session)
         if connection is not None:
             connection.flush()
+        else:
+            session.outbox.seen()
+        if session.outbox.overflown:
+            session.overflows()
 
     async def settled(self) -> None:
         """Returns when all that has happened so far is on disk, if it is kept."""
@@ -388,6 +396,7 @@ class Peer:
         if self._commits is None:
             self._begin(coroutine, turn, key, scopes)
         else:  # once the message is committed, so that no restart runs the method again
+            self._unbegun.add(coroutine)
             self._node.event(lambda: self._begin(coroutine, turn, key, scopes))
         return LATER
 
@@ -395,6 +404,7 @@ class Peer:
         self, coroutine: CoroutineType[Any, Any, object], turn: Turn, key: int, scopes: set[trio.CancelScope]
     ) -> None:
         assert self._methods is not None
+        self._unbegun.discard(coroutine)
         self._methods.start_soon(self._run_in_scope, coroutine, turn, key, scopes)
 
     async def _run_in_scope(
@@ -487,7 +497,7 @@ class Peer:
             wanted.settle(session)
             self._wakeup.set()
         if self._closing:
-            session.abort("the peer was closed")
+            self._leave(session)
 
     def gone(self, connection: Connection) -> None:
         """The connection, which was a session's, is closed."""
@@ -748,6 +758,7 @@ class Peer:
         """Brings back what the baggage has kept. Raises what the baggage raises."""
         if self._node.keeper is not None:
             self._node.keeper.restore()
+            self._restored = True
             for session in self._node.suspended.values():
                 self.public(session)
                 self._redials[session] = _Redial()
@@ -770,19 +781,32 @@ class Peer:
             for _, listener in self._listeners:
                 await listener.aclose()
 
-    def _suspend(self, session: CoreSession) -> None:
-        """Leaves a kept session as if its connection were cut: it goes on when the peer is opened again."""
-        session.disconnected("the peer was closed")
+    def _finish(self) -> None:
+        """Nothing runs any more: what methods have done as they were cancelled is committed."""
+        for coroutine in self._unbegun:
+            coroutine.close()
+        keeper = self._node.keeper
+        if keeper is not None:
+            assert self._commits is not None
+            try:
+                if self._restored and not self._commits.failed:
+                    self._commits.finish()
+            finally:
+                keeper.close()
+
+    def _leave(self, session: CoreSession) -> None:
+        """The peer is closing: a kept session is left as if it were cut, and goes on when the peer is opened again."""
+        if self._node.keeper is not None and session.durable:
+            session.disconnected("the peer was closed")
+        else:
+            session.abort("the peer was closed")
 
     async def _close(self) -> None:
         """Breaks what is owed, flushes, closes; then cancels what runs."""
         self._closing = True
         with trio.CancelScope(shield=True), trio.move_on_after(self.limits.closing + self.limits.draining):
             for session in list(self._publics):
-                if self._node.keeper is not None and session.durable:
-                    self._suspend(session)
-                else:
-                    session.abort("the peer was closed")
+                self._leave(session)
             wanted, self._wanted = self._wanted, {}
             for one in wanted.values():
                 one.settle(ConnectFailed("this peer is closing"))
@@ -868,9 +892,10 @@ async def open_peer(
             raise
         raise BaseExceptionGroup("the block failed, and so did the peer", [failure, group]) from None
     finally:
-        peer._node.close()
-        if peer._node.keeper is not None:
-            peer._node.keeper.close()
-        await peer._stop_listening()
+        try:
+            peer._finish()
+        finally:
+            peer._node.close()
+            await peer._stop_listening()
     if failure is not None:
         raise failure

@@ -309,8 +309,12 @@ class Promise(PromiseHandle):
 
             yield from trio.lowlevel.wait_task_rescheduled(abort).__await__()
             vow = self._vow.end()
-        else:
+        elif vow.node.keeper is None:
             yield from trio.lowlevel.checkpoint().__await__()
+        else:  # what settled it may not be on disk yet
+            committed = trio.Event()
+            vow.node.event(committed.set)
+            yield from committed.wait().__await__()
         value = vow.value
         if vow.state != FULFILLED:
             assert isinstance(value, BaseException)

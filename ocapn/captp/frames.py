@@ -76,9 +76,14 @@ def terms_of(limits: Limits) -> Terms:
 def read_terms(value: object) -> Terms | None:
     """The terms that a peer asked or answered with; None if they are none that can be accepted."""
     match value:
-        case [head, 1, int(life), int(frames), int(size)] if head is DURABLE_SESSION:
+        case [head, int(version), int(life), int(frames), int(size)] if head is DURABLE_SESSION:
+            numbers = (version, life, frames, size)
             terms = Terms(life, frames, size)
-            if terms.enough and all(one <= MAX_POSITION for one in (life, frames, size)):
+            if (
+                version == VERSION
+                and terms.enough
+                and all(type(one) is int and one <= MAX_POSITION for one in numbers)
+            ):
                 return terms
     return None
 
@@ -103,6 +108,7 @@ class Frames:
         "acked",
         "acked_digest",
         "agreement",
+        "confirmed",
         "epoch",
         "heard",
         "kept",
@@ -136,6 +142,7 @@ class Frames:
         self._committed_sent: int | None = None
         self.taken_digest = _first_digest(session, peer_id)
         self.heard: int | None = None
+        self.confirmed = False  # the asker's first op:ack has come
         self.told = 0
         self.told_at = now
         self._next = 1
@@ -208,6 +215,7 @@ class Frames:
     def _heard(self, number: int) -> None:
         if self.agreement is Agreement.PROVISIONAL:
             self.agreement = Agreement.AGREED
+            self.confirmed = True
         elif self.agreement is not Agreement.AGREED:
             raise RemoteProtocolError("op:ack in a session that is not durable")
         if number > self.sent:

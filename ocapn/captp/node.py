@@ -389,7 +389,7 @@ class Node:
     @property
     def waiting_turns(self) -> Iterator[Turn]:
         """Those that have not begun."""
-        return chain(self.turns, *self._held_back.values())
+        return chain(*self._held_back.values(), self.turns)  # what is held back came before
 
     def close(self) -> None:
         """Nothing runs any more. What has not begun breaks, as does all that comes; who waits for it is told."""

@@ -57,7 +57,7 @@ class Outbox:
         self.frames = 0
         self.size = 0
         self._exports: dict[int, int] = {}  # imports to return: position to delta
-        self._answers: list[int] = []  # answers to release
+        self._answers: dict[int, None] = {}  # answers to release
         self._listed = False  # with the node, as a session that has something to send
         self._known = False  # with the node, as a session that has garbage
         self._due = False  # garbage has waited long enough
@@ -70,9 +70,7 @@ class Outbox:
             (self.messages if session.node.keeper is None else self._held).append(message)
             self.frames += 1
             self.size += len(message)
-            self._list()
-        elif session.node.keeper is not None:
-            self._list()
+        self._list()
 
     def _at_once(self, message: bytes) -> None:
         """One more message, which no crash undoes."""
@@ -101,8 +99,16 @@ class Outbox:
 
     def released(self, position: int) -> None:
         """An answer that is not needed any more."""
-        self._answers.append(position)
+        self._answers[position] = None
         self._collect_later()
+
+    def owed(self, position: int) -> int:
+        """How often an import is to be returned that the peer was not told of."""
+        return self._exports.get(position, 0)
+
+    def releases(self, position: int) -> bool:
+        """Whether an answer is to be released, and the peer was not told."""
+        return position in self._answers
 
     @property
     def unreleased(self) -> int:
@@ -148,11 +154,16 @@ class Outbox:
             self._due = False
             gone, self._exports = self._exports, {}
             positions = list(gone)
+            tables = session.tables
+            for position in positions:
+                tables.touch("import", position)
             for i in range(0, len(positions), _BATCH):
                 some = positions[i : i + _BATCH]
                 deltas = [gone[position] for position in some]
                 session.send(write_gc_exports(some, deltas, session.form))
-            answers, self._answers = self._answers, []
+            answers, self._answers = list(self._answers), {}
+            for position in answers:
+                tables.touch("question", position)
             for i in range(0, len(answers), _BATCH):
                 session.send(write_gc_answers(answers[i : i + _BATCH], session.form))
 

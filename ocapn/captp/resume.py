@@ -144,8 +144,6 @@ def _refusal(refuse: ResumeRefuse, session: Session, transcript: Transcript, non
     """The refusal that the peer sent, its signature checked. Raises RemoteProtocolError."""
     if refuse.session != session.id or refuse.nonce != nonce:
         raise RemoteProtocolError("the op:resume-refuse is for another resume")
-    if refuse.reason == "unknown":
-        return Refusal("unknown")
     signed = transcript.refuse(nonce, session.peer_id, session.key.public_id, refuse.reason, refuse.received)
     if refuse.signature is None or not verify(session.peer_key, signed, refuse.signature):
         raise RemoteProtocolError("the op:resume-refuse is not signed by the key of the session")
@@ -182,6 +180,11 @@ class Initiator:
         answer = _answer(message, session)
         if isinstance(answer, ResumeRefuse):
             self._step(Event.REFUSED)
+            mine = (self._first.session, self._first.nonce)
+            if (
+                answer.reason == "unknown" and (answer.session, answer.nonce) == mine
+            ):  # who says so has no key
+                raise Refusal("unknown")
             raise _refusal(answer, session, self._transcript, self._first.nonce)
         if answer is None:  # what a peer that has lost the session, or never knew of any, says
             self._step(Event.REFUSED)

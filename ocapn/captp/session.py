@@ -256,6 +256,9 @@ class Session:
         frames = self.frames
         if frames is not None:
             if not frames.take(data):
+                if frames.confirmed:
+                    frames.confirmed = False
+                    self.node.touch(self)
                 return  # what was acknowledged is forgotten with the next commit: none is needed for it
             self.node.touch(self)
             if frames.settled:
@@ -335,10 +338,9 @@ class Session:
             except RemoteError as error:
                 self._failed(answer, error)
             else:
-                if target.state != PENDING:
-                    self.tables.exports[
-                        position
-                    ].value = self._spent  # a peer that never returns it must not keep the value alive
+                spent = self.tables.exports.get(position)  # none if what was told has ended the session
+                if target.state != PENDING and spent is not None:
+                    spent.value = self._spent  # a peer that never returns it must not keep the value alive
                     self.tables.touch("export", position)
                 if answer is not None:
                     answer.resolve(None)
@@ -512,6 +514,8 @@ class Session:
         except OCapNError as error:
             vow.break_with(error)
             return
+        if vow.kind == ANSWER:
+            self.tables.touch("question", vow.position)
         self.send(write_listen(vow.kind, vow.position, resolver))
 
     def tell(self, resolver: int, fulfilled: bool, value: object) -> None:
@@ -588,7 +592,7 @@ class Session:
         if frames is not None:
             self.node.touch(self)
             frames.number(message)
-            if frames.full and not frames.settled:
+            if frames.full and frames.agreement is Agreement.UNDECIDED:
                 self.ordinary()
         self.outbox.append(message)
 
@@ -666,6 +670,8 @@ class Session:
                 self.ordinary()
         elif self.frames is None:
             self.abort("a durable session was granted too late")
+        elif self.node.knows_key(self.peer_key):
+            self.abort("the session key is that of another session")
         else:
             self.frames.agree(terms, Agreement.AGREED)
             self.node.keep(self)
@@ -687,6 +693,9 @@ class Session:
         frames = self.frames
         if frames is None or frames.agreement is not Agreement.UNDECIDED:
             raise RemoteError("this session is not to be durable, or is already")
+        if self.node.knows_key(self.peer_key):
+            self.ordinary()
+            raise RemoteError("the session key is that of another session")
         terms = read_terms(args)
         if terms is None:
             self.ordinary()
@@ -752,6 +761,7 @@ class Session:
         self.frames = frames
         self.tables.touched = set()
         self.restarted = True
+        self.last_heard = self.node.now() - self.node.limits.silence  # this process has heard nothing
         frames.since = since
         self.attached = False
         self.node.keep(self)
@@ -826,18 +836,17 @@ class Session:
     def release_answer(self, question: RemoteVow) -> None:
         """An answer we asked for is not needed any more, as a place to send to."""
         if self.tables.questions.pop(question.position, None) is not None and self.ended is None:
-            self.tables.touch("question", question.position)
             self.outbox.released(question.position)
 
     def release_import(self, position: int) -> None:
         """Nobody here holds the import any more."""
         slot = self.tables.imports.pop(position, None)
         if slot is not None:
-            self.tables.touch("import", position)
             self._return(position, slot.count)
 
     def _return(self, position: int, count: int) -> None:
         if position and self.ended is None:  # the bootstrap object is never returned
+            self.tables.touch("import", position)
             self.outbox.returned(position, count)
 
     @property
@@ -852,16 +861,30 @@ class Session:
 
     # Ends
 
+    def overflows(self) -> None:
+        """More is kept for the peer than a session may keep: it does not read, or does not acknowledge."""
+        if self.ended is None:
+            why = "the peer does not read what it is sent"
+            if self.durable:
+                self._say_abort(why)
+                self.lose(why)
+            else:
+                self.abort(why)
+
     def abort(self, reason: str) -> None:
         """Ends the session with op:abort."""
         if self.ended is None:
+            self._say_abort(reason)
+            self._end(SessionEnded(reason))
+
+    def _say_abort(self, reason: str) -> None:
+        if self.attached:
             if self.durable:
                 assert self.frames is not None
                 self.outbox.append(write_ack(self.frames.tell(self.node.now())))
             frames, self.frames = self.frames, None  # op:abort is no frame
             self.send(write_abort(reason))
             self.frames = frames
-            self._end(SessionEnded(reason))
 
     def disconnected(self, reason: str) -> None:
         """The connection is gone."""
@@ -869,6 +892,7 @@ class Session:
             if self.durable:
                 assert self.frames is not None
                 self.frames.since = self.node.now()
+                self.node.touch(self)
                 self.outbox.suspend()
                 self._leave()
                 self.node.suspend(self)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from ocapn import __version__
-from ocapn.cli import call, demo, locator, serve, syrup
+from ocapn.cli import baggage, call, demo, locator, serve, syrup
 from ocapn.cli.command import Command
 from ocapn.cli.exits import ExitCode, Failure, Stopped, failure_of, table
 from ocapn.cli.output import complain, complain_with_traceback, debugging, discard_output, flush_output
@@ -14,7 +14,10 @@ from ocapn.cli.signals import SIGNALS
 
 COMMANDS = {
     command.name: command
-    for command in (demo.COMMAND, serve.COMMAND, call.COMMAND, locator.COMMAND, syrup.COMMAND)
+    for command in (
+        *(demo.COMMAND, serve.COMMAND, call.COMMAND),
+        *(baggage.COMMAND, locator.COMMAND, syrup.COMMAND),
+    )
 }
 
 _HELP = """\
@@ -27,7 +30,7 @@ An OCapN peer: object capabilities across processes and machines (https://ocapn.
 
   --version prints the version.
 
-Example, which shows in a second or so what this is about:
+Example, which shows in a few seconds what this is about:
   $ ocapn demo
 
 Exit codes:
@@ -40,7 +43,7 @@ Errors are one line on standard error. With OCAPN_DEBUG=1 in the environment a t
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command that `arguments`, by default those of the process, ask for; returns its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    command = COMMANDS.get(given[0]) if given else None
+    command, rest = _command(given)
     prog = "ocapn" if command is None else f"ocapn {command.name}"
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
@@ -48,17 +51,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
             reconfigure(errors="backslashreplace")
     try:
         with SIGNALS:
-            code = _dispatch(command, given)
+            code = _dispatch(command, rest)
             flush_output()
             return code
     except BaseException as error:
         return _failed(prog, error)
 
 
+def _command(given: list[str]) -> tuple[Command | None, list[str]]:
+    """The command that is meant, if it is one, and what else was given."""
+    command = COMMANDS.get(given[0]) if given else None
+    if command is None:
+        return None, given
+    for part in command.parts:
+        if given[:2] == part.name.split():
+            return part, given[2:]
+    return command, given[1:]
+
+
 def _dispatch(command: Command | None, given: list[str]) -> int:
     try:
         if command is not None:
-            command.run(command.parser().parse_intermixed_args(given[1:]))
+            command.run(command.parser().parse_intermixed_args(given))
             return ExitCode.OK
         return _overview(given)
     except SystemExit as error:  # argparse, after --help
@@ -77,7 +91,10 @@ def _overview(given: list[str]) -> int:
             return ExitCode.OK if given else ExitCode.USAGE
         case ["help", name] if name in COMMANDS:
             COMMANDS[name].parser().print_help()
-        case ["help", name, *_] | [name, *_]:
+        case ["help", *names] if (found := _command(names))[0] is not None and not found[1]:
+            found[0].parser().print_help()
+        case ["help", *names] | names:
+            name = " ".join(names[:2] if names[0] in COMMANDS else names[:1])
             raise Failure(ExitCode.USAGE, f"there is no command {name}; 'ocapn help' lists them")
     return ExitCode.OK
 

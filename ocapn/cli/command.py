@@ -56,6 +56,8 @@ class Command:
     codes: tuple[ExitCode, ...]
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], None]
+    #: The commands that this one consists of: their names begin with its name.
+    parts: tuple[Command, ...] = ()
 
     def parser(self) -> Parser:
         codes = sorted({*self.codes, *_COMMON})

@@ -1,4 +1,4 @@
-"""`ocapn demo`: three processes that show each other what object capabilities are about.
+"""`ocapn demo`: three processes that show each other what object capabilities are about, and two that survive.
 
 Alice is the process that was started. Bob and Carol are processes that she starts; each reads its standard input and
 leaves when it ends, so that neither outlives her, however she ends.
@@ -8,27 +8,25 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import secrets
-import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Final, final
 
-import attrs
 import trio
 
 import ocapn
 from ocapn import E, send_only
+from ocapn.cli import stage, survivors
 from ocapn.cli.command import Command
 from ocapn.cli.exits import ExitCode, Failure
-from ocapn.cli.output import logged, redact
+from ocapn.cli.output import logged
 from ocapn.cli.signals import SIGNALS
+from ocapn.cli.stage import Child, Teller, answer, expect, started
 from ocapn.cli.values import readable
 from ocapn.cli.wires import traced
 from ocapn.netlayers.base import Netlayer
@@ -36,8 +34,11 @@ from ocapn.netlayers.base import Netlayer
 _DESCRIPTION: Final = """
 Starts two more processes and shows, step by step: a sturdyref becomes a live reference, calls, a
 chain of calls in one round trip, references passed both ways, a reference handed over to a third
-process, and how all of it is collected again. It takes a second or two, uses TCP on the loopback
-interface only, and fails if anything is not as it should be.
+process, and how all of it is collected again. Then two processes with state on disk stream calls
+to each other, and are killed and started again in mid-stream: every call takes effect once.
+
+It takes a few seconds, uses TCP on the loopback interface, socket files and a temporary directory
+only, and fails if anything is not as it should be.
 """
 
 _EPILOG: Final = """
@@ -47,12 +48,8 @@ Example:
   $ ocapn demo --trace 2>wire  # what crosses the wire, as Alice sees it
 """
 
-#: Seconds that a step may take: a hundred times what it takes.
-_PATIENCE: Final = 15.0
 #: Seconds that it may take until all is collected.
 _COLLECTING: Final = 5.0
-#: Seconds that a child gets to leave in order.
-_LEAVING: Final = 4.0
 #: The counts of `session.stats()` that are zero when nothing is held and nothing is under way.
 _HELD: Final = (
     "exports",
@@ -155,73 +152,11 @@ def _name_in(locator: ocapn.PeerLocator) -> str:
 async def _child(name: str) -> bool:
     """Serves until standard input ends. Each line that comes in is answered with the statistics."""
     async with trio.lowlevel.FdStream(os.dup(0)) as stdin, ocapn.open_peer([_netlayer(name)]) as peer:
-        _answer(peer.export(_SERVED[name]()).uri)
+        answer(peer.export(_SERVED[name]()).uri)
         async for data in stdin:
             for _ in range(data.count(b"\n")):
-                _answer(_sessions(peer))
+                answer(_sessions(peer))
     return True
-
-
-def _answer(data: object) -> None:
-    print(json.dumps(data), flush=True)
-
-
-@final
-class Child:
-    """A process that Alice has started."""
-
-    def __init__(self, name: str, process: trio.Process) -> None:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
-        self.name = name.capitalize()
-        self.pid = process.pid
-        self.process = process
-        self._stdin = process.stdin
-        self._stdout = process.stdout
-        self._stderr = process.stderr
-        self._read = b""
-
-    async def line(self) -> Any:
-        """The next line of its output, which is JSON. Raises Failure if there is none."""
-        while b"\n" not in self._read:
-            data = await self._stdout.receive_some()
-            if not data:
-                raise await self._died()
-            self._read += data
-        line, _, self._read = self._read.partition(b"\n")
-        return json.loads(line)
-
-    async def sessions(self) -> dict[str, dict[str, int]]:
-        """Its statistics."""
-        try:
-            await self._stdin.send_all(b"stats\n")
-        except trio.BrokenResourceError:
-            raise await self._died() from None
-        result: dict[str, dict[str, int]] = await self.line()
-        return result
-
-    async def _died(self) -> Failure:
-        said = (await self._stderr.receive_some(1 << 16)).decode("utf-8", "replace").strip()
-        with trio.move_on_after(_LEAVING):
-            await self.process.wait()
-        code = self.process.returncode
-        last = said.splitlines()[-1] if said else "it said nothing"
-        return Failure(
-            ExitCode.FAILED, f"the process of {self.name} ended by itself, with exit code {code}: {last}"
-        )
-
-    async def end(self) -> None:
-        """Ends it: in order if it can be, by force if it must be."""
-        with trio.CancelScope(shield=True):
-            await self._stdin.aclose()
-            with trio.move_on_after(_LEAVING):
-                await self.process.wait()
-            if self.process.returncode is None:
-                self.process.kill()
-                await self.process.wait()
-            await self._stdout.aclose()
-            await self._stderr.aclose()
 
 
 def child_command(name: str) -> list[str]:
@@ -229,72 +164,18 @@ def child_command(name: str) -> list[str]:
     return [sys.executable, "-m", "ocapn.cli", "demo", "--child", name]
 
 
-@asynccontextmanager
-async def _started(name: str) -> AsyncIterator[Child]:
-    """A child, for as long as the block."""
-    here = str(Path(ocapn.__file__).parent.parent)
-    paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
-    try:
-        process = await trio.lowlevel.open_process(
-            child_command(name),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            process_group=0,  # Ctrl-C is for Alice, who ends the others in order
-        )
-    except OSError as error:
-        raise Failure(ExitCode.FAILED, f"cannot start a process for {name}: {error}") from error
-    child = Child(name, process)
-    try:
-        yield child
-    finally:
-        await child.end()
-
-
-# Alice
-
-
-@attrs.define
-class _Teller:
-    """Says what happens. `scope` ends a step that takes too long."""
-
-    slow: float
-    scope: trio.CancelScope
-    number: int = 0
-
-    async def step(self, title: str) -> None:
-        if self.number and self.slow:
-            self.scope.deadline = float("inf")
-            await trio.sleep(self.slow)
-        self.scope.deadline = trio.current_time() + _PATIENCE
-        self.number += 1
-        self.say(f"\n{self.number}. {title}")
-
-    def say(self, text: str) -> None:
-        print(redact(text), flush=True)
-
-    def code(self, code: str, comment: str = "") -> None:
-        self.say(f"     {code:<38}  {comment}".rstrip())
-
-
-def _expect(what: str, got: object, wanted: object) -> None:
-    if not ocapn.equal(got, wanted):
-        raise Failure(
-            ExitCode.FAILED,
-            f"{what} is {readable(got)} and should be {readable(wanted)}; please report this as a bug of ocapn",
-        )
-
-
 async def _alice(slow: float, trace: bool) -> bool:
     begun = time.monotonic()
     with trio.CancelScope() as scope:
-        tell = _Teller(slow, scope)
+        tell = Teller(slow, scope)
         tell.say(
             "Object capabilities in three processes, over TCP on the loopback interface of this machine."
         )
         await tell.step("Three processes, two sturdyrefs")
-        async with _started("bob") as bob, _started("carol") as carol:
+        async with (
+            started("bob", child_command("bob")) as bob,
+            started("carol", child_command("carol")) as carol,
+        ):
             tell.say(
                 f"   This process is Alice, {os.getpid()}. She starts Bob, {bob.pid}, and Carol, {carol.pid}.\n"
                 "   Each of them serves an object and says where it is:"
@@ -318,15 +199,16 @@ async def _alice(slow: float, trace: bool) -> bool:
                     "   Without Alice, nobody needed Bob's guest book; without the book, nobody her bell."
                 )
         for child in (bob, carol):
-            _expect(f"the exit code of {child.name}'s process", child.process.returncode, 0)
-        took = time.monotonic() - begun
-        tell.say(f"\nAll sessions, and all three processes' tables, are empty. Done in {took:.1f} s.")
+            expect(f"the exit code of {child.name}'s process", child.process.returncode, 0)
+        tell.say("   All sessions, and all three processes' tables, are empty.")
+        await survivors.show(tell)
+        tell.say(f"\nDone in {time.monotonic() - begun:.1f} s.")
         return True
-    raise Failure(ExitCode.FAILED, f"step {tell.number} of the demo took over {_PATIENCE:g} s")
+    raise Failure(ExitCode.FAILED, f"step {tell.number} of the demo took over {stage.PATIENCE:g} s")
 
 
 async def _visit(
-    tell: _Teller, peer: ocapn.Peer, bob_uri: str, carol_uri: str, children: Sequence[Child]
+    tell: Teller, peer: ocapn.Peer, bob_uri: str, carol_uri: str, children: Sequence[Child]
 ) -> _Held:
     """All that Alice does. What she holds, she holds in here."""
     await tell.step("Enliven: from a sturdyref to a live reference")
@@ -337,7 +219,7 @@ async def _visit(
     await tell.step("Call: the same E(x) for objects here and elsewhere")
     greeting = await E(bob).greet("Alice")
     tell.code('await E(bob).greet("Alice")', f"-> {readable(greeting)}")
-    _expect("Bob's greeting", greeting, f"Hello Alice, this is Bob, process {children[0].pid}.")
+    expect("Bob's greeting", greeting, f"Hello Alice, this is Bob, process {children[0].pid}.")
 
     await tell.step("Pipeline: send to what does not exist yet")
     (session,) = peer.sessions
@@ -351,11 +233,11 @@ async def _visit(
     tell.say(
         f"   {sent} messages are under way and {received} answers have come: the whole chain takes one round trip."
     )
-    _expect("the number of messages sent", sent, 3)
-    _expect("the number of answers received", received, 0)
+    expect("the number of messages sent", sent, 3)
+    expect("the number of answers received", received, 0)
     found = await names
     tell.code("await names", f"-> {readable(found)}")
-    _expect("what stands in the guest book", found, ["Alice"])
+    expect("what stands in the guest book", found, ["Alice"])
 
     await tell.step("References go both ways")
     bell = Bell()
@@ -365,23 +247,23 @@ async def _visit(
     await book.sign("Alice again")
     rung = await bell.rung.receive()
     tell.code('await book.sign("Alice again")', f"Bob's process rings: bell.ring({readable(rung)})")
-    _expect("what the bell heard", rung, "Alice again")
+    expect("what the bell heard", rung, "Alice again")
     (back,) = await book.bells()
     tell.code("(back,) = await book.bells()", f"back is bell -> {back is bell}")
-    _expect("whether the bell came back as itself", back is bell, True)
+    expect("whether the bell came back as itself", back is bell, True)
 
     await tell.step("Hand over: Alice gives Carol her reference to Bob's guest book")
     carol = await peer.enliven(carol_uri)
     knew = list(await children[1].sessions())
-    _expect("whom Carol knows at first", knew, ["Alice"])
+    expect("whom Carol knows at first", knew, ["Alice"])
     found = await E(carol).visit(book)
     tell.code("await E(carol).visit(book)", f"-> {readable(found)}")
-    _expect("what stands in the guest book", found, ["Alice", "Alice again", "Carol"])
+    expect("what stands in the guest book", found, ["Alice", "Alice again", "Carol"])
     rung = await bell.rung.receive()
-    _expect("what the bell heard", rung, "Carol")
+    expect("what the bell heard", rung, "Carol")
     tell.code("", f"and Alice's bell rings: {readable(rung)}")
     knows = list(await children[1].sessions())
-    _expect("whom Carol knows now", sorted(knows), ["Alice", "Bob"])
+    expect("whom Carol knows now", sorted(knows), ["Alice", "Bob"])
     tell.say(
         f"   Carol had a session with {' and '.join(knew)}; now she has sessions with {' and '.join(knows)}. She has\n"
         "   been introduced: she signed at Bob's directly, and Alice need not be there for it."
@@ -425,7 +307,7 @@ def _left(held: _Held) -> list[str]:
     ]
 
 
-def _show(tell: _Teller, before: _Held, after: _Held) -> None:
+def _show(tell: Teller, before: _Held, after: _Held) -> None:
     columns = _HELD[:4]
     tell.say(f"     {'':<18}{''.join(f'{column:>12}' for column in columns)}")
     for name, sessions in after.items():
@@ -450,12 +332,15 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--slow", type=_slow, default=0.0, metavar="S", help="pauses that many seconds between the steps"
     )
     parser.add_argument("--trace", action="store_true", help="shows Alice's messages on standard error")
-    parser.add_argument("--child", choices=list(_SERVED), help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=[*_SERVED, *survivors.NAMES], help=argparse.SUPPRESS)
+    parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
 
 
 def _run(given: argparse.Namespace) -> None:
     with logged("ocapn demo", verbose=False):
-        if given.child is not None:
+        if given.directory is not None:
+            SIGNALS.run(partial(survivors.child, given.child, given.directory))
+        elif given.child is not None:
             SIGNALS.run(partial(_child, given.child))
         else:
             SIGNALS.run(partial(_alice, given.slow, given.trace))
@@ -463,7 +348,7 @@ def _run(given: argparse.Namespace) -> None:
 
 COMMAND: Final = Command(
     name="demo",
-    summary="see what this is about: three processes that share objects",
+    summary="see what this is about: processes that share objects, and survive being killed",
     usage="[--slow S] [--trace]",
     description=_DESCRIPTION,
     epilog=_EPILOG,

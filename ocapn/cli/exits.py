@@ -26,6 +26,7 @@ class ExitCode(IntEnum):
     MALFORMED = 4
     TIMEOUT = 5
     FILE = 6
+    BAGGAGE = 7
     BUG = 70
     INTERRUPTED = 130
     PIPE = 141
@@ -34,12 +35,13 @@ class ExitCode(IntEnum):
 
 MEANINGS: Final = {
     ExitCode.OK: "all went well",
-    ExitCode.FAILED: "the other side answered with an error, or a check of the demo failed",
+    ExitCode.FAILED: "the other side answered with an error, or a check of the demo or of a baggage failed",
     ExitCode.USAGE: "the command line is not right",
     ExitCode.NO_SESSION: "no connection could be made or listened for, or the session ended",
     ExitCode.MALFORMED: "a URI, JSON or Syrup is malformed",
     ExitCode.TIMEOUT: "no answer within --timeout",
     ExitCode.FILE: "a file cannot be read or written",
+    ExitCode.BAGGAGE: "a baggage cannot be used: it is in use, refused, damaged or of a later version",
     ExitCode.BUG: "a bug in ocapn; please report it",
     ExitCode.INTERRUPTED: "interrupted (SIGINT, Ctrl-C)",
     ExitCode.PIPE: "whoever read the output stopped reading",
@@ -76,18 +78,19 @@ _URI: Final = (
 
 def failure_of(error: BaseException) -> Failure:
     """What to tell of an exception, which may be a group as trio's nurseries make them."""
-    leaves = list(_leaves(error))
+    found = list(leaves(error))
     for kind in (Failure, BrokenPipeError, OCapNError, OSError, SystemExit, KeyboardInterrupt):
-        for leaf in leaves:
+        for leaf in found:
             if isinstance(leaf, kind):
                 return _told(leaf)
-    return _told(leaves[0])
+    return _told(found[0])
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions of a group, and of groups in it; one that is none is alone."""
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
-            yield from _leaves(inner)
+            yield from leaves(inner)
     else:
         yield error
 

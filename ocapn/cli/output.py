@@ -6,8 +6,10 @@ import logging
 import os
 import re
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -46,6 +48,40 @@ def complain_with_traceback(error: BaseException) -> None:
         pass
 
 
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[str], None]]:
+    """While the block runs, a line on a terminal says what is done and since when; it is gone at the end.
+
+    What the block calls says how far it is. On anything but a terminal nothing is shown.
+    """
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield lambda how_far: None
+        return
+    began = time.monotonic()
+    ended = threading.Event()
+    said = [""]
+
+    def show() -> None:
+        while not ended.wait(0.2):
+            _overwrite(f"{what} … {said[0]} {time.monotonic() - began:.0f} s")
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield lambda how_far: said.__setitem__(0, how_far)
+    finally:
+        ended.set()
+        thread.join()
+        _overwrite("")
+
+
+def _overwrite(text: str) -> None:
+    try:
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        pass
+
+
 class _Lines(logging.Handler):
     """Log records as single lines; tracebacks only for OCAPN_DEBUG."""
 
@@ -66,18 +102,20 @@ class _Lines(logging.Handler):
 @contextmanager
 def logged(prog: str, *, verbose: bool) -> Iterator[None]:
     """While the block runs, warnings of the library (with `verbose`, all it does) go to standard error."""
-    logger = logging.getLogger("ocapn")
+    loggers = [logging.getLogger(name) for name in ("ocapn", "durable")]
+    before = [(logger.level, logger.propagate) for logger in loggers]
     handler = _Lines(prog)
-    level, propagate = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO if verbose else logging.WARNING)
-    logger.propagate = False
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO if verbose else logging.WARNING)
+        logger.propagate = False
     try:
         yield
     finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = propagate
+        for logger, (level, propagate) in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+            logger.propagate = propagate
 
 
 def flush_output() -> None:

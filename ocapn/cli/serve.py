@@ -10,17 +10,18 @@ import stat
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import attrs
 import trio
 
+from ocapn.cli import baggages
 from ocapn.cli.command import Command
 from ocapn.cli.exits import ExitCode, Failure
 from ocapn.cli.output import complain, debugging, logged
 from ocapn.cli.signals import SIGNALS
 from ocapn.cli.uris import read_bytes
-from ocapn.cli.wires import LISTEN_HELP, listening, traced
+from ocapn.cli.wires import LISTEN_HELP, again, listening, traced
 from ocapn.errors import BadLocator
 from ocapn.model.locators import PeerLocator, SturdyRef
 from ocapn.netlayers.base import Netlayer
@@ -48,17 +49,48 @@ Example:
   $ ocapn call @hello.ref - '"Ann"'
   'Hello, Ann!'
 
-Sturdyrefs that stay valid when the server is started again need all three of these:
+Sturdyrefs that stay valid when the server is started again, and objects that keep their state,
+need a directory to be kept in; nothing is lost or done twice if the process is killed:
+  $ cat count.py
+  import attrs, durable, ocapn
+
+  @durable.kind("count.counter")
+  @attrs.define
+  class Counter(ocapn.Target):
+      value: int = 0
+
+      @ocapn.method
+      def add(self, n):
+          self.value += n
+          return self.value
+  $ ocapn serve --export counter=count:Counter --baggage ~/counter > counter.ref &
+  $ ocapn call @counter.ref add 2
+  2
+  $ kill -9 %1; ocapn serve --export counter=count:Counter --baggage ~/counter > counter.ref &
+  $ ocapn call @counter.ref add 3
+  5
+In a baggage, an object whose class is a @durable.kind keeps its state, and references to it go
+on. All others are made anew: their sturdyrefs stay valid, references to them break (ObjectLost).
+'ocapn baggage --help' tells how to look into it.
+
+Without a baggage, sturdyrefs that stay valid need all three of these:
   $ ocapn serve --export hello=hello:hello --swiss hello=@hello.swiss \\
           --designator hello-of-ann --listen tcp://127.0.0.1:4711
 """
+
+#: In a baggage, the namespaces below this one are of this command: objects and swiss numbers by name, ports.
+_SPACE: Final = "ocapn.serve"
 
 
 @attrs.frozen
 class _Export:
     name: str
+    place: str
     #: Makes or finds the object; may run code of the module.
     make: Callable[[], Target]
+    #: What it is or will be an instance of.
+    cls: type[Target]
+    #: From --swiss.
     swiss: bytes | None
 
 
@@ -71,6 +103,20 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="an object to serve and what to call it; the module is found from here. May be repeated",
     )
     parser.add_argument("--listen", action="append", metavar="URL", help=LISTEN_HELP)
+    parser.add_argument(
+        "--baggage",
+        metavar="DIR",
+        help="the directory where sessions, sturdyrefs and durable objects are kept, so that the next "
+        "'ocapn serve' with it goes on where this one stops, however it stops; made if it is not there",
+    )
+    parser.add_argument(
+        "--import",
+        action="append",
+        default=[],
+        dest="modules",
+        metavar="MODULE",
+        help="a module that registers kinds of objects in the baggage, besides those of --export",
+    )
     parser.add_argument(
         "--insecure-bind",
         action="store_true",
@@ -94,27 +140,101 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(given: argparse.Namespace) -> None:
-    netlayers = _netlayers(given.listen or ["tcp://127.0.0.1:0"], given.designator, given.insecure_bind)
+    urls = given.listen or ["tcp://127.0.0.1:0"]
+    netlayers = _netlayers(urls, given.designator, given.insecure_bind)
     swiss = _swiss(given.swiss)
     exports = _exports(given.export, swiss)
+    for module in given.modules:
+        _imported(module)
     with logged("ocapn serve", verbose=given.verbose):
-        SIGNALS.run(partial(_serve, traced(netlayers) if given.trace else netlayers, exports))
+        if given.baggage is None:
+            SIGNALS.run(partial(_serve, traced(netlayers) if given.trace else netlayers, exports))
+        else:
+            _run_kept(given, urls, netlayers, exports)
 
 
-async def _serve(netlayers: Sequence[Netlayer], exports: Sequence[_Export]) -> NoReturn:
-    async with open_peer(netlayers) as peer:
-        lines = [f"{export.name} {uri}" for export in exports for uri in _exported(peer, export, netlayers)]
-        print("\n".join(lines))
+def _run_kept(
+    given: argparse.Namespace, urls: Sequence[str], netlayers: Sequence[Netlayer], exports: Sequence[_Export]
+) -> None:
+    with baggages.opened(given.baggage, make=True) as baggage:
+        ports = baggage.namespace(_SPACE).namespace("ports")
+        netlayers = [
+            again(netlayer, url, given.designator, ports.get(netlayer.transport))
+            for netlayer, url in zip(netlayers, urls, strict=True)
+        ]
+        SIGNALS.run(
+            partial(_serve, traced(netlayers) if given.trace else netlayers, exports, baggage=baggage)
+        )
+
+
+async def _serve(
+    netlayers: Sequence[Netlayer], exports: Sequence[_Export], *, baggage: Any = None
+) -> NoReturn:
+    async with open_peer(netlayers, baggage=baggage) as peer:
+        if baggage is None:
+            sturdyrefs = [peer.export(export.make(), export.swiss) for export in exports]
+        else:
+            sturdyrefs = _kept(peer, netlayers, exports, baggage.namespace(_SPACE))
+            await peer.settled()  # what is printed is to be so after a crash too
+        for export, sturdyref in zip(exports, sturdyrefs, strict=True):
+            for netlayer in netlayers:
+                print(export.name, SturdyRef(peer.locator(netlayer.transport), sturdyref.swiss).uri)
         sys.stdout.flush()
         if sys.stderr.isatty():
             complain("ocapn serve: serving; Ctrl-C stops")
         await trio.sleep_forever()
 
 
-def _exported(peer: Peer, export: _Export, netlayers: Sequence[Netlayer]) -> list[str]:
-    """The URIs of an object's sturdyrefs, one for each transport."""
-    swiss = peer.export(export.make(), export.swiss).swiss
-    return [SturdyRef(peer.locator(netlayer.transport), swiss).uri for netlayer in netlayers]
+def _kept(
+    peer: Peer, netlayers: Sequence[Netlayer], exports: Sequence[_Export], kept: Any
+) -> list[SturdyRef]:
+    """Exports what there is under the swiss numbers that it had, and nothing else. Notes the ports."""
+    ports, numbers, objects = (kept.namespace(name) for name in ("ports", "swiss", "objects"))
+    for netlayer in netlayers:
+        port = netlayer.location.hints.get("port", "")
+        if port.isdigit() and ports.get(netlayer.transport) != int(port):
+            ports[netlayer.transport] = int(port)
+    named = {export.name for export in exports}
+    for name in numbers:
+        if name not in named:  # it keeps its number for the next time
+            _unexport(peer, numbers[name])
+    swiss = {export.name: export.swiss or numbers.get(export.name) for export in exports}
+    for export in exports:
+        drawn = swiss[export.name] = swiss[export.name] or secrets.token_bytes(32)
+        others = [name for name in swiss if name != export.name and swiss[name] == drawn]
+        if others:
+            raise Failure(
+                ExitCode.USAGE, f"{export.name} and {others[0]} have the same swiss number; use another file"
+            )
+    for export in exports:
+        before, now = numbers.get(export.name), swiss[export.name]
+        if before != now:
+            if before is not None:
+                _unexport(peer, before)
+            numbers[export.name] = now
+    return [_exported_again(peer, export, swiss[export.name], objects) for export in exports]
+
+
+def _exported_again(peer: Peer, export: _Export, swiss: bytes | None, objects: Any) -> SturdyRef:
+    if not baggages.is_durable(export.cls):
+        if swiss is not None and export.name in objects:  # it was of a kind, the last time
+            _unexport(peer, swiss)
+        return peer.export(export.make(), swiss)
+    obj = objects.provide(export.name, export.make)
+    if not isinstance(obj, export.cls):
+        raise Failure(
+            ExitCode.USAGE,
+            f"the baggage has a {type(obj).__name__} as {export.name}, and {export.place} is something else; "
+            "choose another name",
+        )
+    return peer.export(obj, swiss)
+
+
+def _unexport(peer: Peer, swiss: bytes) -> None:
+    try:
+        peer.unexport(SturdyRef(peer.locator(), swiss))
+    except KeyError:  # it was of no kind, and so is not there again
+        pass
 
 
 def _netlayers(urls: Sequence[str], designator: str | None, insecure_bind: bool) -> list[Netlayer]:
@@ -206,16 +326,13 @@ def _exports(options: Sequence[str], swiss: dict[str, bytes]) -> list[_Export]:
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)
-    return [_Export(name, _find(place), swiss.get(name)) for name, place in named.items()]
+    return [_Export(name, place, *_find(place), swiss.get(name)) for name, place in named.items()]
 
 
-def _find(place: str) -> Callable[[], Target]:
-    """What makes the target for `MODULE:ATTRIBUTE`. Imports the module. Raises Failure."""
-    module_name, colon, path = place.partition(":")
-    if not colon or not module_name or not path:
-        raise Failure(ExitCode.USAGE, f"--export {place}: after the = comes MODULE:ATTRIBUTE")
+def _imported(module_name: str) -> object:
+    """The module. Raises Failure."""
     try:
-        found: object = importlib.import_module(module_name)
+        return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
             raise _failed(f"importing {module_name}", error) from error
@@ -225,13 +342,21 @@ def _find(place: str) -> Callable[[], Target]:
         ) from None
     except (Exception, SystemExit) as error:
         raise _failed(f"importing {module_name}", error) from error
+
+
+def _find(place: str) -> tuple[Callable[[], Target], type[Target]]:
+    """What makes the target for `MODULE:ATTRIBUTE`, and its class. Imports the module. Raises Failure."""
+    module_name, colon, path = place.partition(":")
+    if not colon or not module_name or not path:
+        raise Failure(ExitCode.USAGE, f"--export {place}: after the = comes MODULE:ATTRIBUTE")
+    found = _imported(module_name)
     for name in path.split("."):
         try:
             found = getattr(found, name)
         except AttributeError:
             raise Failure(ExitCode.USAGE, f"--export {place}: there is no {name} in it") from None
     if isinstance(found, Target):
-        return lambda: found
+        return lambda: found, type(found)
     if isinstance(found, type):
         if not issubclass(found, Target):
             raise Failure(
@@ -239,13 +364,13 @@ def _find(place: str) -> Callable[[], Target]:
                 f"{place} is a class that is no ocapn.Target; subclass ocapn.Target, and mark "
                 "the methods that others may call with @ocapn.method",
             )
-        return partial(_instance, place, found)
+        return partial(_instance, place, found), found
     if callable(found):
         try:
             wrapped = target(found)
         except TypeError as error:
             raise Failure(ExitCode.USAGE, f"{place} cannot be exported: {error}") from None
-        return lambda: wrapped
+        return lambda: wrapped, type(wrapped)
     raise Failure(
         ExitCode.USAGE,
         f"{place} is of type {type(found).__name__}; what is exported is an ocapn.Target, a subclass of it, "
@@ -272,7 +397,7 @@ COMMAND: Final = Command(
     usage="--export NAME=MODULE:ATTRIBUTE ... [--listen URL ...] [OPTIONS]",
     description=_DESCRIPTION,
     epilog=_EPILOG,
-    codes=(ExitCode.NO_SESSION, ExitCode.MALFORMED, ExitCode.FILE, ExitCode.PIPE),
+    codes=(ExitCode.NO_SESSION, ExitCode.MALFORMED, ExitCode.FILE, ExitCode.BAGGAGE, ExitCode.PIPE),
     add_arguments=_add_arguments,
     run=_run,
 )

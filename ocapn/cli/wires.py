@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from ocapn.cli.exits import ExitCode, Failure
 from ocapn.cli.output import complain
+from ocapn.errors import ConnectFailed
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
 from ocapn.netlayers.base import Channel, Listener, Netlayer
@@ -68,6 +69,48 @@ def _tcp(host: str, port: int, designator: str | None, insecure_bind: bool) -> N
     return TcpTestingNetlayer(host, port, designator=designator, insecure_bind=True)
 
 
+def again(netlayer: Netlayer, url: str, designator: str | None, port: int | None) -> Netlayer:
+    """The netlayer of a URL, which tries the port of the last time first if the system is to choose one."""
+    parts = urlsplit(url)
+    if port is None or parts.port or not parts.hostname:
+        return netlayer
+    return _Again(
+        netlayer, TcpTestingNetlayer(parts.hostname, port, designator=designator, insecure_bind=True)
+    )
+
+
+@final
+class _Again(Netlayer):
+    """Listens as `last` does; where that cannot be, as `fresh` does."""
+
+    def __init__(self, fresh: Netlayer, last: Netlayer) -> None:
+        self.transport = fresh.transport
+        self.location = fresh.location
+        self._fresh = fresh
+        self._inner = last
+
+    def be_again(self, designator: str) -> None:
+        for netlayer in (self._fresh, self._inner):
+            netlayer.be_again(designator)
+        self.location = self._inner.location
+
+    async def listen(self, limits: Limits) -> Listener | None:
+        try:
+            listener = await self._inner.listen(limits)
+        except ConnectFailed as error:
+            complain(
+                f"ocapn serve: warning: {error.__cause__ or error}: not at the port of the last time; who has an "
+                "old sturdyref, and no session, does not find it"
+            )
+            self._inner = self._fresh
+            listener = await self._inner.listen(limits)
+        self.location = self._inner.location
+        return listener
+
+    async def dial(self, locator: PeerLocator, limits: Limits) -> Channel:
+        return await self._inner.dial(locator, limits)
+
+
 def traced(netlayers: Sequence[Netlayer]) -> list[Netlayer]:
     """The netlayers, with every message of theirs shown on standard error."""
     numbers = iter(range(1, 1 << 62))
@@ -83,6 +126,10 @@ class _TracedNetlayer(Netlayer):
         self.location = inner.location
         self._inner = inner
         self._next_number = next_number
+
+    def be_again(self, designator: str) -> None:
+        self._inner.be_again(designator)
+        self.location = self._inner.location
 
     async def listen(self, limits: Limits) -> Listener | None:
         listener = await self._inner.listen(limits)
@@ -114,6 +161,7 @@ class _TracedListener(Listener):
 class _TracedChannel(Channel):
     def __init__(self, inner: Channel, number: int, begin: str) -> None:
         self.authenticated = inner.authenticated
+        self.binding = inner.binding
         self.source = inner.source
         self._inner = inner
         self._number = number

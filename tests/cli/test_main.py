@@ -30,6 +30,7 @@ def test_the_exit_codes_are_what_scripts_rely_on() -> None:
         "MALFORMED": 4,
         "TIMEOUT": 5,
         "FILE": 6,
+        "BAGGAGE": 7,
         "BUG": 70,
         "INTERRUPTED": 130,
         "PIPE": 141,
@@ -50,18 +51,20 @@ def test_help_names_every_command_and_every_exit_code(
     assert "\nExample" in out
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name", [name for one in COMMANDS.values() for name in (one.name, *(part.name for part in one.parts))]
+)
 def test_the_help_of_a_command_has_an_example_and_its_exit_codes(
     capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    code, out, err = run(capsys, name, "--help")
+    code, out, err = run(capsys, *name.split(), "--help")
     assert (code, err) == (0, "")
     assert out.startswith(f"usage: ocapn {name} ")
     assert "\nExample" in out
     assert f"ocapn {name}" in out.partition("\nExample")[2]
     assert "\nExit codes:\n    0  " in out
     assert max(map(len, out.splitlines())) <= 100
-    assert run(capsys, "help", name) == (code, out, err)
+    assert run(capsys, "help", *name.split()) == (code, out, err)
 
 
 def test_without_a_command_the_help_is_printed_and_the_code_is_that_of_misuse(

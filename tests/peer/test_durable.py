@@ -339,7 +339,10 @@ async def test_events_of_a_session() -> None:
             await E(ref).note(1)
         session.end()
         seen = [event async for event in events]
-        assert [event.status for event in seen[:-1]] == ["suspended", "live"] * 32  # all that it could leave unread
+        assert [event.status for event in seen[:-1]] == [
+            "suspended",
+            "live",
+        ] * 32  # all that it could leave unread
         assert seen[-1] == ocapn.SessionEvent("ended", session.ended, 16)
         assert len([event async for event in slow]) == 64
         (last,) = [event async for event in session.events()]

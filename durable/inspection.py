@@ -1,0 +1,445 @@
+"""What is in a baggage, for people: read from its rows, so that no kind need be registered and no peer be open.
+
+All of it reads or prunes a baggage that no peer is open with. spec/baggage.md describes the rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from durable.baggage import Baggage
+from durable.directory import STATE, WAL
+from durable.errors import BaggageCorrupt
+from durable.header import FORMAT, HEADER
+from durable.records import decode, marked, unescaped
+from durable.store import TABLES, row_name
+
+#: Of tables and rows read so far.
+Progress = Callable[[str, int], None]
+
+#: As `durable.sessions` has them.
+_MAX_DEPTH: Final = 256
+_NEXT_OBJECT: Final = b"next-object"
+_TOMBSTONE: Final = b"tombstone/"
+#: The letter in the key of a slot or an answer, after the id of the session.
+_SLOTS: Final = {"slot": "eir", "answer": "aq"}
+#: Tables whose rows begin with the number of an object.
+_NUMBERED: Final = ("promise", "turn", "gift")
+#: Tables that name no object, and are not to be decoded.
+_RAW: Final = ("outbox",)
+#: Every table is known here: in one that is not, objects might be named that `prune` would not see.
+KNOWN: Final = frozenset(
+    ("node", "session", "outbox", "slot", "answer", "promise", "turn", "gift", "swiss", "object", "user")
+)
+_PAGE: Final = 1000
+
+
+class Rows(Protocol):
+    """A baggage or a store."""
+
+    def scan(
+        self, table: str, prefix: bytes = b"", after: bytes | None = None, limit: int | None = None
+    ) -> list[tuple[bytes, bytes]]:
+        """As `Store.scan`."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """One session that is kept. Frames `sent` and `acked` are ours, `received` theirs."""
+
+    id: bytes
+    transport: str
+    designator: str
+    hints: dict[str, str]
+    dialled: bool
+    agreed: bool
+    epoch: int
+    sent: int
+    acked: int
+    received: int
+    #: When it was cut, in seconds since 1970; 0 if it was connected when its row was written.
+    cut_at: int
+    outbox_frames: int
+    outbox_bytes: int
+    exports: int
+    imports: int
+    questions: int
+    answers: int
+
+
+@dataclass(frozen=True)
+class Tombstone:
+    """What is left of a session that has ended. `until` is in seconds since 1970."""
+
+    id: bytes
+    reason: str
+    received: int
+    until: int
+
+
+@dataclass(frozen=True)
+class DurableObject:
+    """An object as it stands in its row: its state is not unpacked."""
+
+    number: int
+    kind: str
+    version: int
+    state: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sturdyref:
+    """A swiss number, which is a secret, and what it stands for, packed."""
+
+    swiss: bytes
+    value: Any
+
+
+@dataclass
+class Keys:
+    """How many keys a namespace has, and the bytes of keys and values."""
+
+    count: int = 0
+    size: int = 0
+
+
+@dataclass
+class Summary:
+    """Everything that can be told without unpacking an object."""
+
+    sessions: list[Session] = field(default_factory=list)
+    tombstones: list[Tombstone] = field(default_factory=list)
+    #: How many objects there are of a kind and version.
+    kinds: Counter[tuple[str, int]] = field(default_factory=Counter)
+    sturdyrefs: int = 0
+    #: By the names of the namespaces from the outermost in.
+    namespaces: dict[tuple[str, ...], Keys] = field(default_factory=dict)
+    #: What waits, by table: promises that an object is told of, turns, gifts.
+    waiting: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
+class Pruned:
+    """What was removed, or would be."""
+
+    tombstones: list[Tombstone] = field(default_factory=list)
+    objects: Counter[tuple[str, int]] = field(default_factory=Counter)
+
+
+def is_baggage(path: Path) -> bool:
+    """Whether there is a baggage, whole or not, in the directory."""
+    return any((path / name).exists() for name in (HEADER, STATE))
+
+
+def files(path: Path) -> dict[str, int]:
+    """The files of a baggage, and their sizes."""
+    names = ("LOCK", HEADER, STATE, WAL, f"{STATE}-shm")
+    return {name: (path / name).stat().st_size for name in names if (path / name).exists()}
+
+
+def summary(rows: Rows) -> Summary:
+    """What is in the baggage. Raises BaggageCorrupt."""
+    found = Summary(list(sessions(rows)), list(tombstones(rows)))
+    for one in objects(rows):
+        found.kinds[one.kind, one.version] += 1
+    for _ in sturdyrefs(rows):
+        found.sturdyrefs += 1
+    for key, value in _all(rows, "user"):
+        path, name = _user_key(key)
+        keys = found.namespaces.setdefault(path, Keys())
+        keys.count += 1
+        keys.size += len(name.encode()) + len(value)
+    for table in _NUMBERED:
+        for _ in _all(rows, table):
+            found.waiting[table] += 1
+    return found
+
+
+def sessions(rows: Rows) -> Iterator[Session]:
+    """The sessions that are kept. Raises BaggageCorrupt."""
+    for key, data in _all(rows, "session"):
+        match _decoded("session", key, data):
+            case [
+                bytes(),
+                bytes(),
+                [str(transport), str(designator), dict(hints)],
+                [bool(dialled), _, bool(agreed), *_],
+                _,
+                _,
+                [int(epoch), _, int(sent), int(acked), int(received), *_],
+                _,
+                _,
+                _,
+                int(cut_at),
+                *_,
+            ] if len(key) == 32:
+                pass
+            case _:
+                raise _corrupt("not the row of a session", "session", key)
+        kept = [len(value) - 32 for _, value in _all(rows, "outbox", key)]
+        counts = {letter: sum(1 for _ in _all(rows, "slot", key + letter)) for letter in (b"e", b"i")}
+        asked = {letter: sum(1 for _ in _all(rows, "answer", key + letter)) for letter in (b"q", b"a")}
+        yield Session(
+            id=key,
+            transport=transport,
+            designator=designator,
+            hints=hints,
+            dialled=dialled,
+            agreed=agreed,
+            epoch=epoch,
+            sent=sent,
+            acked=acked,
+            received=received,
+            cut_at=cut_at,
+            outbox_frames=len(kept),
+            outbox_bytes=sum(kept),
+            exports=counts[b"e"],
+            imports=counts[b"i"],
+            questions=asked[b"q"],
+            answers=asked[b"a"],
+        )
+
+
+def tombstones(rows: Rows) -> Iterator[Tombstone]:
+    """What is left of sessions that have ended. Raises BaggageCorrupt."""
+    for key, data in _all(rows, "node", _TOMBSTONE):
+        match _decoded("node", key, data):
+            case [bytes(), bytes(), str(reason), int(received), int(until), *_]:
+                yield Tombstone(key.removeprefix(_TOMBSTONE), reason, received, until)
+            case _:
+                raise _corrupt("not the row of a tombstone", "node", key)
+
+
+def objects(rows: Rows) -> Iterator[DurableObject]:
+    """The durable objects, in the order in which they were first kept. Raises BaggageCorrupt."""
+    for key, data in _all(rows, "object"):
+        match _decoded("object", key, data):
+            case [str(kind), int(version), dict(state)] if len(key) == 8:
+                yield DurableObject(int.from_bytes(key, "big"), kind, version, state)
+            case _:
+                raise _corrupt("not the row of a durable object", "object", key)
+
+
+def sturdyrefs(rows: Rows) -> Iterator[Sturdyref]:
+    """The swiss numbers, and what each stands for. Raises BaggageCorrupt."""
+    for key, data in _all(rows, "swiss"):
+        yield Sturdyref(key, _decoded("swiss", key, data))
+
+
+def user_keys(rows: Rows) -> Iterator[tuple[tuple[str, ...], str, Any]]:
+    """The keys of the application: the namespaces from the outermost in, the key, the value as it is packed."""
+    for key, data in _all(rows, "user"):
+        path, name = _user_key(key)
+        yield path, name, _decoded("user", key, data)
+
+
+def mark_of(value: Any) -> tuple[str, Any] | None:
+    """The mark of a packed value that stands for what CBOR has no form for, and what it marks; None for others."""
+    if type(value) is dict and (mark := marked(value)) is not None:
+        (content,) = value.values()
+        return mark, content
+    return None
+
+
+def fields(value: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a packed dict by their own names."""
+    return {unescaped(key): one for key, one in value.items()}
+
+
+def check(rows: Rows, progress: Progress = lambda table, rows: None) -> int:
+    """Whether the rows agree with each other, and how many were looked at. Raises BaggageCorrupt, naming one.
+
+    Frames that a peer has not acknowledged are all there, and none else; slots and answers belong to sessions; the
+    objects that rows name are there. Whether each row is what was written is for `verify`.
+    """
+    kept = {session.id: session for session in sessions(rows)}
+    records = {key: _decoded("session", key, data) for key, data in _all(rows, "session")}
+    for session in kept.values():
+        _check_frames(rows, session, records[session.id][7][0])
+    known = {one.number for one in objects(rows)}
+    count = 0
+    for table in TABLES:
+        for key, data in _all(rows, table):
+            count += 1
+            if not count % _PAGE:
+                progress(table, count)
+            if table in (*_SLOTS, *_RAW) and key[:32] not in kept:
+                raise _corrupt("it belongs to no session", table, key)
+            letters = _SLOTS.get(table)
+            if letters and (len(key) != 41 or chr(key[32]) not in letters):
+                raise _corrupt("not the key of a slot", table, key)
+            if table == "user":
+                _user_key(key)
+            if not known.issuperset(named := _named(table, key, data)):
+                missing = min(set(named) - known)
+                raise _corrupt(f"it names the durable object {missing}, which is not there", table, key)
+    for key, data in _all(rows, "node", _NEXT_OBJECT):
+        if known and _decoded("node", key, data) <= max(known):
+            raise _corrupt("it would give the number of an object to another", "node", key)
+    for _ in tombstones(rows):
+        pass
+    return count
+
+
+def prune(
+    baggage: Baggage,
+    now: float,
+    *,
+    dry_run: bool = False,
+    progress: Progress = lambda table, rows: None,
+) -> Pruned:
+    """Removes what has expired by `now`, and the durable objects that nothing leads to. Raises BaggageCorrupt.
+
+    What leads to objects: sturdyrefs, values of the application, slots, answers, what waits, and such objects.
+    """
+    pruned = Pruned()
+    for tombstone in tombstones(baggage):
+        if tombstone.until <= now:
+            pruned.tombstones.append(tombstone)
+    left = _unreferenced(baggage, progress)
+    for one in objects(baggage):
+        if one.number in left:
+            pruned.objects[one.kind, one.version] += 1
+    if not dry_run:
+        for tombstone in pruned.tombstones:
+            baggage.remove("node", _TOMBSTONE + tombstone.id)
+        for number in left:
+            baggage.remove("object", number.to_bytes(8, "big"))
+        baggage.scrub()
+    return pruned
+
+
+def _unreferenced(rows: Rows, progress: Progress) -> set[int]:
+    if not KNOWN.issuperset(TABLES):
+        raise AssertionError("a table may name objects in a way that is not known here")
+    count = 0
+    holds: dict[int, list[int]] = {}
+    reached: list[int] = []
+    for table in TABLES:
+        for key, data in _all(rows, table):
+            count += 1
+            if not count % _PAGE:
+                progress(table, count)
+            named = _named(table, key, data)
+            if table == "object":
+                holds[int.from_bytes(key, "big")] = named
+            else:
+                reached += named
+    left = set(holds)
+    while reached:
+        number = reached.pop()
+        if number in left:
+            left.remove(number)
+            reached += holds[number]
+    return left
+
+
+def _check_frames(rows: Rows, session: Session, digest: object) -> None:
+    """Those from `acked` to `sent` are there, and their digests follow from each other."""
+    number = session.acked
+    for key, data in _all(rows, "outbox", session.id):
+        number += 1
+        if key[32:] != number.to_bytes(8, "big") or number > session.sent:
+            raise _corrupt(f"frame {number} of the session should stand here", "outbox", key)
+        if not isinstance(digest, bytes) or sha256(digest + data[32:]).digest() != data[:32]:
+            raise _corrupt("the frame is not the one that was sent", "outbox", key)
+        digest = data[:32]
+    if number != session.sent:
+        raise _corrupt(
+            f"of its frames that the peer has not acknowledged the last {session.sent - number} are missing",
+            "session",
+            session.id,
+        )
+
+
+def _named(table: str, key: bytes, data: bytes) -> list[int]:
+    """The numbers of the objects that a row names."""
+    if table in _RAW:
+        return []
+    value = _decoded(table, key, data)
+    named: list[int] = []
+    if table in _NUMBERED:
+        if type(value) is not list or not value or type(value[0]) is not int:
+            raise _corrupt("it does not begin with the number of an object", table, key)
+        named.append(value[0])
+    _collect(value, named)
+    return named
+
+
+def _collect(value: Any, named: list[int]) -> None:
+    mark = mark_of(value)
+    if mark is not None and mark[0] == "o" and type(mark[1]) is int:
+        named.append(mark[1])
+    elif type(value) is list:
+        for one in value:
+            _collect(one, named)
+    elif type(value) is dict:
+        for one in value.values():
+            _collect(one, named)
+
+
+def _user_key(row: bytes) -> tuple[tuple[str, ...], str]:
+    path: list[str] = []
+    rest = row
+    try:
+        while rest[:1] == b"n":
+            end = 5 + int.from_bytes(rest[1:5], "big")
+            if len(rest) <= end:
+                break
+            path.append(rest[5:end].decode())
+            rest = rest[end:]
+        if rest[:1] == b"k":
+            return tuple(path), rest[1:].decode()
+    except UnicodeDecodeError:
+        pass
+    raise _corrupt("not the key of an application", "user", row)
+
+
+def _all(rows: Rows, table: str, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+    """Every row with that prefix, a page at a time."""
+    after = None
+    while page := rows.scan(table, prefix, after, _PAGE):
+        yield from page
+        if len(page) < _PAGE:
+            return
+        after = page[-1][0]
+
+
+def _decoded(table: str, key: bytes, data: bytes) -> Any:
+    return decode(data, table=table, row=row_name(key), max_depth=_MAX_DEPTH)
+
+
+def _corrupt(why: str, table: str, key: bytes) -> BaggageCorrupt:
+    return BaggageCorrupt(why, STATE, table, row_name(key))
+
+
+__all__ = [
+    "FORMAT",
+    "KNOWN",
+    "DurableObject",
+    "Keys",
+    "Progress",
+    "Pruned",
+    "Rows",
+    "Session",
+    "Sturdyref",
+    "Summary",
+    "Tombstone",
+    "check",
+    "fields",
+    "files",
+    "is_baggage",
+    "mark_of",
+    "objects",
+    "prune",
+    "sessions",
+    "sturdyrefs",
+    "summary",
+    "tombstones",
+    "user_keys",
+]

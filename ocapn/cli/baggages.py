@@ -1,0 +1,74 @@
+"""Baggages for the commands: opened, with errors of one line.
+
+The one place where the commands meet the package `durable`. It is imported by its name and only when it is wanted, as
+the library `ocapn` does not know it: whoever embeds a peer without a baggage does not load SQLite for it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ocapn.cli.exits import ExitCode, Failure, leaves
+
+
+def durable() -> Any:
+    """The package. Raises Failure where it does not work."""
+    try:
+        return importlib.import_module("durable")
+    except ImportError as error:  # no fcntl, say
+        raise Failure(ExitCode.BAGGAGE, f"a baggage cannot be kept on this system: {error}") from error
+
+
+def inspection() -> Any:
+    """`durable.inspection`. Raises Failure where it does not work."""
+    durable()
+    return importlib.import_module("durable.inspection")
+
+
+@contextmanager
+def opened(path: str, *, make: bool = False, corrupt: ExitCode = ExitCode.BAGGAGE) -> Iterator[Any]:
+    """The baggage in a directory, which must be there unless `make`. Raises Failure, also for what the block raises.
+
+    `corrupt` is the exit code of one that is damaged.
+    """
+    with told(corrupt):
+        if not make and not inspection().is_baggage(Path(path)):
+            raise Failure(
+                ExitCode.FILE,
+                f"there is no baggage in {path}; 'ocapn serve --baggage' and durable.open_baggage make one",
+            )
+        with durable().open_baggage(path) as baggage:
+            yield baggage
+
+
+@contextmanager
+def told(corrupt: ExitCode = ExitCode.BAGGAGE) -> Iterator[None]:
+    """What `durable` raises in the block becomes a Failure, which says what to do."""
+    try:
+        yield
+    except Exception as error:
+        found = list(leaves(error))
+        ours = [leaf for leaf in found if isinstance(leaf, durable().DurableError)]
+        if not ours or any(isinstance(leaf, (Failure, BrokenPipeError)) for leaf in found):
+            raise
+        raise _failure(ours[0], corrupt) from error
+
+
+def _failure(error: BaseException, corrupt: ExitCode) -> Failure:
+    package = durable()
+    if isinstance(error, package.MissingKind):
+        return Failure(ExitCode.USAGE, f"{error}; 'ocapn serve' imports it with --import MODULE")
+    if isinstance(error, (package.MissingUpgrade, package.NotStorable)):
+        return Failure(ExitCode.USAGE, f"{error}")
+    if isinstance(error, package.BaggageCorrupt):
+        return Failure(corrupt, f"the baggage is damaged: {error}; go back to a copy of it, if there is one")
+    return Failure(ExitCode.BAGGAGE, f"{error}")
+
+
+def is_durable(cls: type) -> bool:
+    """Whether objects of the class are of a durable kind."""
+    return hasattr(cls, "_durable_kind")

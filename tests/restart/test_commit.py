@@ -1,0 +1,166 @@
+"""Commit, then send: nothing is seen before it is on disk, the loop goes on meanwhile, a failure ends the peer."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import trio
+
+import durable
+import ocapn
+from durable.store import Changes
+from ocapn import E, MemoryNetlayer, MemoryNetwork, is_settled, open_peer, send_only
+from tests.restart.support import Echo, Ledger, inside, linked, two
+from tests.support import trio_test, trio_test_real
+
+
+class Gate(durable.Baggage):
+    """A baggage whose commits, in their thread, wait until they are let through."""
+
+    def __init__(self) -> None:
+        self.store = durable.MemoryStore()
+        super().__init__(self.store)
+        self.blocks = True
+        self.open = threading.Event()
+        self.open.set()
+        self.batches: list[int] = []
+        self.fail = False
+        self.store.on_commit = self._wait
+
+    def _wait(self, changes: Changes) -> None:
+        assert self.open.wait(10)
+        if self.fail:
+            raise OSError("the disk is gone")
+        self.batches.append(len(changes))
+
+
+async def moment() -> None:
+    await trio.sleep(0.05)
+
+
+@trio_test_real
+async def test_nothing_is_seen_before_its_commit_and_the_loop_goes_on() -> None:
+    network = MemoryNetwork()
+    gate = Gate()
+    async with (
+        open_peer([MemoryNetlayer(network, "a")]) as a,
+        open_peer([MemoryNetlayer(network, "b")], baggage=gate) as b,
+    ):
+        ledger = gate.provide("ledger", Ledger)
+        ref = await a.enliven(b.export(ledger))
+        echo = Echo()
+        back = await b.enliven(a.export(echo))
+        await moment()
+        (far,), (near,) = a.sessions, b.sessions
+        sent, acked = far.stats()["messages_received"], far.stats()["frames_kept"]
+        assert not acked
+        gate.open.clear()
+        gate.batches.clear()
+        answer = E(ref).note(1)
+        woken: list[object] = []
+
+        async def wait() -> None:
+            woken.append(await E(ledger).note(100))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await moment()
+            for number in range(2, 20):
+                send_only(ref).note(number)
+                send_only(back).note(number)
+                await trio.sleep(0.002)
+            await moment()
+            assert len(ledger.seen) == 20  # turns ran
+            assert not woken
+            assert not echo.seen
+            assert not is_settled(answer)
+            assert far.stats()["messages_received"] == sent  # neither an answer nor a call
+            assert far.stats()["frames_kept"] == 19  # nor an acknowledgement
+            assert near.status == "live"
+            gate.open.set()
+            assert await answer in (1, 2)
+        assert woken
+        await moment()
+        assert echo.seen == list(range(2, 20))
+        assert len(gate.batches) <= 6  # grouped
+        assert far.stats()["frames_kept"] == 0
+
+
+@trio_test_real
+async def test_a_failing_commit_ends_the_peer_and_nothing_of_it_was_sent() -> None:
+    network = MemoryNetwork()
+    gate = Gate()
+    async with open_peer([MemoryNetlayer(network, "a")]) as a:
+        with pytest.raises(BaseException) as failed:  # noqa: PT011, PT012
+            async with open_peer([MemoryNetlayer(network, "b")], baggage=gate) as b:
+                ledger = gate.provide("ledger", Ledger)
+                ref = await a.enliven(b.export(ledger))
+                await moment()
+                gate.fail = True
+                received = a.sessions[0].stats()["messages_received"]
+                answer = E(ref).note(1)
+                await trio.sleep(10)
+        found = failed.value
+        while isinstance(found, BaseExceptionGroup):
+            found = found.exceptions[0]
+        assert isinstance(found, durable.BaggageFailed)
+        assert not is_settled(answer)
+        assert a.sessions[0].stats()["messages_received"] == received
+        assert a.sessions[0].status == "suspended"
+        again = durable.MemoryBaggage(gate.store.reopened())
+        async with open_peer([MemoryNetlayer(network, "b")], baggage=again):
+            with trio.fail_after(8):
+                assert await answer == 1
+            assert again["ledger"].seen == (1,)
+
+
+@trio_test
+async def test_an_async_method_begins_after_the_commit_of_its_frame_and_not_again() -> None:
+    async with two() as (a, b):
+        ref = await linked(a, b)
+        b.disk.point = lambda number: "before"
+        answer = E(ref).never(1)
+        send_only(ref).note(2)
+        ledger = b.baggage["ledger"]
+        await b.crashed.wait()
+        b.disk.point = lambda number: None
+        await b.ended.wait()
+        assert ledger.seen == ()  # it did not begin
+        await b.start()
+        await trio.sleep(1)
+        assert b.baggage["ledger"].seen == (1, 2)
+        await b.again()
+        with pytest.raises(ocapn.RemoteError, match=r"^PeerRestarted: "):
+            await answer
+        assert b.baggage["ledger"].seen == (1, 2)
+
+
+@pytest.mark.parametrize("late", [0, 1, 2, 3, 5, 8, 12, 20])
+@pytest.mark.parametrize("mode", ["before", "after"])
+def test_messages_behind_an_async_method_are_not_lost_and_keep_their_order(mode: str, late: int) -> None:
+    @trio_test
+    async def run() -> None:
+        async with two() as (a, b):
+            ref = await linked(a, b)
+            start = b.disk.commits
+            b.disk.point = lambda number: mode if number == start + 1 + late else None
+            send_only(ref).later(0)
+            for number in range(1, 6):
+                send_only(ref).note(number)
+                if number == 3:
+                    send_only(ref).later(30)
+            with inside(b):
+                send_only(b.baggage["ledger"]).note(99)
+            await trio.sleep(2)
+            if not b.alive:
+                b.disk.point = lambda number: None
+                await b.start()
+            await trio.sleep(2)
+            seen = b.baggage["ledger"].seen
+            assert [number for number in seen if number in range(1, 6)] == [1, 2, 3, 4, 5], seen
+            # An `async` method runs at most once.
+            assert seen.count(0) <= 1 >= seen.count(30)
+            assert seen.count(99) <= 1
+
+    run()

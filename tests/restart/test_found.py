@@ -1,0 +1,192 @@
+"""What the tests of this directory have found, each as the smallest case."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+
+import attrs
+import pytest
+import trio
+
+import durable
+import ocapn
+from ocapn import E, send_only
+from tests.restart.support import Ledger, balanced, inside, linked, two, world
+from tests.support import trio_test
+
+
+@durable.kind("restart.found.asker", version=1)
+@attrs.define(eq=False)
+class Asker(ocapn.Target):
+    told: tuple[object, ...] = ()
+
+    async def later(self, value: object) -> None:
+        self.told = (*self.told, value)
+
+
+BAGGAGE: list[durable.Baggage] = []
+
+
+@durable.kind("restart.found.ending", version=1)
+@attrs.define(eq=False)
+class Ending(ocapn.Target):
+    ends: int = 0
+
+    @ocapn.method
+    async def run(self) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            BAGGAGE[0]["ends"] = 1
+            self.ends += 1
+
+
+@trio_test
+async def test_garbage_that_was_not_told_survives_a_crash() -> None:
+    async with two(check=False) as (a, b):
+        ref = await linked(a, b)
+        assert await E(ref).note(0) == 1
+        a.baggage["row"] = 1  # any change: the rows of what is released go with it
+        await a.peer.settled()
+        a.crash()
+        await a.start()
+        await balanced(a, b, leaky=False)
+
+
+@trio_test
+async def test_a_settled_promise_is_not_seen_before_its_commit() -> None:
+    async with two() as (a, b):
+        await linked(a, b)
+        with inside(a):
+            promise = E(a.baggage["holder"]).note(5)
+        a.peer.node.run(10)  # the turn has its turn, and nothing of it is on disk yet
+        before = a.disk.commits
+        assert await promise == 1
+        assert a.disk.commits > before
+
+
+@trio_test
+async def test_an_object_of_an_unregistered_subclass_is_refused() -> None:
+    @attrs.define(eq=False)
+    class Sub(Ledger):
+        extra: int = 5
+
+    async with two() as (a, _):
+        with pytest.raises((durable.NotStorable, TypeError)):
+            a.baggage["x"] = Sub(extra=9)
+
+
+@trio_test
+async def test_turns_that_wait_keep_their_order_over_a_crash() -> None:
+    async with world(check=False) as place:
+        a = await place.process("a").start()
+        one, other = a.baggage.provide("one", Ledger), a.baggage.provide("other", Ledger)
+        await a.peer.settled()
+        start = a.disk.commits
+        a.disk.point = lambda number: "after" if number == start + 1 else None
+        with inside(a):
+            E(one).later(0)
+            send_only(one).note(1)
+            for number in range(300):
+                send_only(other).note(number)
+            send_only(one).note(2)
+        await a.crashed.wait()
+        await a.start()
+        await trio.sleep(1)
+        assert a.baggage["other"].seen == tuple(range(300))
+        assert a.baggage["one"].seen == (1, 2)
+
+
+@pytest.mark.filterwarnings("ignore:coroutine")
+@trio_test
+async def test_when_calls_an_async_method_or_refuses_it() -> None:
+    async with two() as (a, b):
+        ref = await linked(a, b)
+        asker = a.baggage.provide("asker", Asker)
+        try:
+            durable.when(E(ref).note(1), asker, "later")
+        except TypeError:
+            return
+        await trio.sleep(1)
+        assert asker.told == (1,)
+
+
+@trio_test
+async def test_what_a_cancelled_method_changes_is_kept_or_refused_as_a_whole() -> None:
+    async with two() as (a, b):
+        await linked(a, b)
+        BAGGAGE[:] = [b.baggage]
+        ending = b.baggage.provide("ending", Ending)
+        answer = E(await a.peer.enliven(b.peer.export(ending))).run()
+        await trio.sleep(1)
+        await b.close()
+        await b.start()
+        del answer
+        assert b.baggage["ending"].ends == b.baggage.get("ends", 0)
+
+
+@trio_test
+async def test_a_transaction_undoes_assignments() -> None:
+    async with two() as (a, _):
+        ledger = a.baggage.provide("ledger", Ledger)
+        with pytest.raises(ZeroDivisionError), a.baggage.transaction():  # noqa: PT012
+            ledger.seen = (1,)
+            a.baggage["row"] = 1
+            raise ZeroDivisionError
+        assert "row" not in a.baggage
+        assert ledger.seen == ()
+
+
+@trio_test
+async def test_what_a_refused_object_holds_is_not_kept_either() -> None:
+    async with two() as (a, _):
+        inner = Ledger()
+        outer = Ledger(held=(inner, [1]))
+        inner.held = outer
+        with pytest.raises(durable.NotStorable):
+            a.baggage["x"] = outer
+        await trio.sleep(10)
+        assert a.alive, a.failure
+
+
+@trio_test
+async def test_bytes_that_no_row_holds_are_refused_at_the_assignment() -> None:
+    async with two() as (a, _):
+        ledger = a.baggage.provide("ledger", Ledger)
+        try:
+            ledger.held = bytes(70 << 20)
+        except durable.NotStorable:
+            return
+        await trio.sleep(10)
+        assert a.alive, a.failure
+
+
+@trio_test
+async def test_a_message_with_a_promise_that_waits_behind_an_async_method_is_not_lost() -> None:
+    async with two(check=False) as (a, b):
+        ref = await linked(a, b)
+        with inside(a):
+            pending = E(a.baggage.provide("mine", Ledger)).never(0)
+        await trio.sleep(1)
+        start = b.disk.commits
+        b.disk.point = lambda number: "after" if number == start + 1 else None
+        send_only(ref).later(0)
+        send_only(ref).hold_and_note(1, pending)
+        await b.crashed.wait()
+        await b.start()
+        await trio.sleep(1)
+        assert b.baggage["ledger"].seen == (1,)
+
+
+@trio_test
+async def test_a_method_that_never_begins_is_closed() -> None:
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        async with two(check=False) as (a, b):
+            ref = await linked(a, b)
+            b.disk.point = lambda number: "before"
+            send_only(ref).later(0)
+            await b.ended.wait()
+        gc.collect()
+    assert not [one for one in warned if "never awaited" in str(one.message)]

@@ -1,0 +1,195 @@
+"""What is there after a crash of one side, or of both: state, references, answers, what was lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import trio
+
+import ocapn
+from ocapn import E, send_only
+from tests.restart.support import Echo, Ledger, Process, agreed, inside, linked, two, world
+from tests.support import trio_test
+
+WHO = pytest.mark.parametrize("who", ["a", "b", "ab"])
+
+
+async def crash(who: str, a: Process, b: Process) -> None:
+    dead = [process for process in (a, b) if process.name in who]
+    for process in dead:
+        process.crash()
+    for process in dead:
+        await process.start()
+
+
+@contextmanager
+def broken(text: str) -> Iterator[None]:
+    with pytest.raises(ocapn.RemoteError, match=text):
+        yield
+
+
+@WHO
+def test_state_references_and_sturdyrefs(who: str) -> None:
+    @trio_test
+    async def run() -> None:
+        async with two() as (a, b):
+            ref = await linked(a, b)
+            assert await E(ref).note(1) == 1
+            own = a.baggage.provide("ledger", Ledger)
+            assert await E(ref).hold(own) is None
+            await b.peer.settled()
+            next_export = a.peer.sessions[0]._core.tables.next_export
+            await crash(who, a, b)
+            ref = a.baggage["holder"].held
+            assert a.baggage.provide("ledger", Ledger) is a.baggage["ledger"]
+            assert await E(ref).note(2) == 2
+            assert b.baggage["ledger"].seen == (1, 2)
+            assert await E(ref).give() is a.baggage["ledger"]  # back to its own
+            assert await a.peer.enliven(b.sturdyref(b"ledger")) is ref
+            assert await E(b.baggage["ledger"].held).note(9) == 1
+            assert a.baggage["ledger"].seen == (9,)
+            assert a.peer.sessions[0]._core.tables.next_export > next_export
+
+    run()
+
+
+@WHO
+def test_an_ephemeral_export_is_lost(who: str) -> None:
+    @trio_test
+    async def run() -> None:
+        async with two() as (a, b):
+            await linked(a, b)
+            holder = a.baggage["holder"]
+            holder.held = await a.peer.enliven(b.peer.export(Echo()))
+            await a.peer.settled()
+            await crash(who, a, b)
+            answer = E(a.baggage["holder"].held).note(1)
+            if "b" in who:
+                with broken("^ObjectLost: "):
+                    await answer
+            else:
+                assert await answer == 1
+            del answer
+            a.baggage["holder"].held = None
+
+    run()
+
+
+@trio_test
+async def test_an_answer_that_is_owed_breaks() -> None:
+    async with two() as (a, b):
+        ref = await linked(a, b)
+        answer = E(ref).never(1)
+        await trio.sleep(1)
+        await b.again()
+        with broken("^PeerRestarted: "):
+            await answer
+        await trio.sleep(1)
+        assert b.baggage["ledger"].seen in ((), (1,))
+        assert await E(ref).note(2) > 0
+
+
+@trio_test
+async def test_what_the_dead_process_asked_is_released() -> None:
+    async with two() as (a, b):
+        ref = await linked(a, b)
+        answers = [E(ref).never(number) for number in range(5)]
+        await trio.sleep(1)
+        (session,) = b.peer.sessions
+        assert len(session._core.tables.answers) >= 5
+        await a.again()
+        await trio.sleep(5)
+        assert not session._core.tables.answers
+        del answers
+
+
+@pytest.mark.parametrize("settled", [False, True])
+@WHO
+def test_a_promise_that_was_passed(who: str, settled: bool) -> None:
+    @trio_test
+    async def run() -> None:
+        async with two() as (a, b):
+            ref = await linked(a, b)
+            own = a.baggage.provide("own", Ledger)
+            with inside(a):
+                promise: Any = E(own).note(1) if settled else E(own).never(1)
+            keeper = Echo()
+            echo = await a.peer.enliven(b.peer.export(keeper))
+            answer = E(echo).echo(promise)
+            await trio.sleep(1)
+            await crash(who, a, b)
+            if "a" not in who:
+                if settled:
+                    assert await answer == 1
+                else:
+                    with trio.move_on_after(5):
+                        await answer
+                    with inside(a):
+                        assert await E(own).note(2) == 2
+                ref = a.baggage["holder"].held
+            else:
+                ref = a.baggage["holder"].held
+            assert await E(ref).note(3) == 1
+            del answer, promise, echo
+
+    run()
+
+
+@trio_test
+async def test_imports_that_nothing_durable_holds_are_returned() -> None:
+    async with two() as (a, b):
+        ref = await linked(a, b)
+        mine = [a.baggage.provide(f"own{number}", Ledger) for number in range(3)]
+        keeper = Echo()
+        echo = await a.peer.enliven(b.peer.export(keeper))
+        for one in mine:
+            for _ in range(3):
+                assert await E(echo).note(one) is one
+        assert await E(ref).hold(mine[2]) is None
+        await trio.sleep(1)
+        exports = a.peer.sessions[0]._core.tables.exports
+
+        def counts() -> dict[int, int]:
+            return {id(slot.value): slot.count for slot in exports.values() if isinstance(slot.value, Ledger)}
+
+        assert counts() == {id(mine[0]): 3, id(mine[1]): 3, id(mine[2]): 4}
+        await b.again()
+        await trio.sleep(5)
+        assert counts() == {id(mine[2]): 4}
+
+
+@trio_test
+async def test_a_call_is_made_again_by_nobody() -> None:
+    """An answer that had come, and the one that had not."""
+    async with two() as (a, b):
+        ref = await linked(a, b)
+        assert await E(ref).note(0) == 1
+        send_only(ref).note(1)
+        b.disk.point = lambda number: "after"
+        with trio.fail_after(10):
+            await b.crashed.wait()
+        b.disk.point = lambda number: None
+        await b.start()
+        assert await E(ref).whole() == [0, 1]
+
+
+@trio_test
+async def test_three_processes_and_a_gift() -> None:
+    async with world() as place:
+        a, b, c = [await place.process(name).start() for name in "abc"]
+        to_b = await linked(a, b)
+        ledger = c.baggage.provide("ledger", Ledger)
+        to_c = await a.peer.enliven(c.peer.export(ledger, b"ledger"))
+        await agreed(a, b, c)
+        assert await E(to_b).hold_later(to_c) is None
+        await trio.sleep(1)
+        for one in (b, c):
+            await one.again()
+            held = b.baggage["ledger"].held
+            assert isinstance(held, ocapn.Ref)
+            before = len(c.baggage["ledger"].seen)
+            assert await E(held).note(1) == before + 1
+            del held
