@@ -23,7 +23,7 @@ from typing import Final, final
 
 import attrs
 
-from ocapn.codec.resumption import Claims, is_abort, is_ack, read_ack
+from ocapn.codec.resumption import Claims, is_ack, is_control, read_ack
 from ocapn.errors import RemoteProtocolError
 from ocapn.limits import MAX_POSITION, Limits
 from ocapn.model.values import Symbol
@@ -114,6 +114,7 @@ class Frames:
         "kept",
         "proven",
         "sent",
+        "settled",
         "since",
         "size",
         "taken",
@@ -127,6 +128,8 @@ class Frames:
         self, agreement: Agreement, session: bytes, own_id: bytes, peer_id: bytes, terms: Terms, now: float
     ) -> None:
         self.agreement = agreement
+        #: Whether it is settled that the session is durable, as far as this side can know.
+        self.settled = agreement in (Agreement.PROVISIONAL, Agreement.AGREED)
         self.terms = terms
         #: When it was asked for; once the session is suspended, since when it is.
         self.since = now
@@ -151,11 +154,7 @@ class Frames:
         """The peer has said what it offers."""
         self.terms &= terms
         self.agreement = agreement
-
-    @property
-    def settled(self) -> bool:
-        """Whether it is settled that the session is durable, as far as this side can know."""
-        return self.agreement in (Agreement.PROVISIONAL, Agreement.AGREED)
+        self.settled = True
 
     # Ours
 
@@ -199,11 +198,11 @@ class Frames:
 
         Raises RemoteProtocolError.
         """
-        if is_ack(message):
+        if is_control(message):
+            if not is_ack(message):
+                return True
             self._heard(read_ack(message))
             return False
-        if is_abort(message):
-            return True
         number = self._next
         self._next = number + 1
         if number <= self.taken:

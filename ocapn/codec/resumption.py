@@ -19,7 +19,7 @@ from ocapn.model.values import Symbol
 
 _ACK_HEAD: Final = b"<6'op:ack"
 _ACK: Final = re.compile(rb"<6'op:ack(0|[1-9][0-9]{0,18})\+>")
-_ABORT_HEAD: Final = b"<8'op:abort"
+_CONTROL_HEADS: Final = (_ACK_HEAD, b"<8'op:abort")
 _RESUME_HEAD: Final = b"<17'op:resume-session"
 
 #: Why a resume is refused (spec/resume.md, Refusals). Only `unknown` comes without a signature.
@@ -48,9 +48,9 @@ def is_ack(message: bytes) -> bool:
     return message.startswith(_ACK_HEAD)
 
 
-def is_abort(message: bytes) -> bool:
-    """Whether a message is op:abort, which is neither numbered nor hashed."""
-    return message.startswith(_ABORT_HEAD)
+def is_control(message: bytes) -> bool:
+    """Whether a message is op:ack or op:abort, which are neither numbered nor hashed."""
+    return message.startswith(_CONTROL_HEADS)
 
 
 def is_resume(message: bytes) -> bool:

@@ -130,7 +130,7 @@ class Calls:
                 send_only(self.ref).note(*SMALL)
                 if i % 1000 == 999:  # let the writer run, as a program that has other tasks does
                     await trio.lowlevel.checkpoint()
-                    while session.outbox.frames > 5000:
+                    while session.outbox.frames > 5000 or session.outbox.full:
                         await trio.lowlevel.checkpoint()
             got = await E(self.ref).counted()
             if got != count:

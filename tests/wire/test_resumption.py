@@ -18,8 +18,8 @@ from ocapn.codec.resumption import (
     ResumeRefuse,
     ResumeSession,
     Transcript,
-    is_abort,
     is_ack,
+    is_control,
     is_resume,
     read_ack,
     read_resumption,
@@ -130,7 +130,7 @@ def test_round_trips(operation: object) -> None:
     assert read_resumption(data, LIMITS) == operation
     assert is_resume(data) == isinstance(operation, ResumeSession)
     assert not is_ack(data)
-    assert not is_abort(data)
+    assert not is_control(data)
 
 
 @given(records, st.data())
@@ -334,7 +334,7 @@ def test_what_is_no_ack(data: bytes) -> None:
 
 
 def test_what_is_no_frame() -> None:
-    assert is_abort(write_abort(""))
-    assert is_abort(write_abort("a reason"))
-    assert not is_abort(write_ack(1))
-    assert not is_abort(b"<10'op:deliver<11'desc:export0+>[8'op:abort]ff>")
+    assert is_control(write_abort(""))
+    assert is_control(write_abort("a reason"))
+    assert is_control(write_ack(1))
+    assert not is_control(b"<10'op:deliver<11'desc:export0+>[8'op:abort]ff>")
