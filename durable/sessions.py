@@ -379,12 +379,19 @@ class SessionKeeper:
         self._baggage.remove("turn", _key(number))
 
     def tries(self, session: Session) -> int:
+        return self._try(session, 1)
+
+    def spared(self, session: Session) -> None:
+        if session.ended is None and not self._closed:
+            self._try(session, -1)
+
+    def _try(self, session: Session, more: int) -> int:
         frames = session.frames
         assert frames is not None
         key = b"trying/" + session.id
         row = self._baggage.read("node", key)
         number, times = (0, 0) if row is None else decode(row, table="node")
-        times = times + 1 if number == frames.taken + 1 else 1
+        times = max(0, (times if number == frames.taken + 1 else 0) + more)
         self._baggage.put("node", key, encode([frames.taken + 1, times]))
         return int(times)
 

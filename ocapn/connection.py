@@ -30,8 +30,9 @@ log: Final = logging.getLogger("ocapn.session")
 
 #: Messages taken from a connection at once: enough to amortise a pass of the loop, few enough to stay fair.
 _BATCH: Final = 64
-#: A frame with which the process has ended so often is not taken again: the session ends.
-_TRIES: Final = 3
+#: A frame with which the process has ended so often is not taken again: the session ends. Processes that are killed
+#: at random, before their first commit, reach a few.
+_TRIES: Final = 30
 #: Bytes of received messages that may wait in turns before reading stops (durable.md, limits).
 _UNREAD_BYTES: Final = 8 << 20
 
@@ -487,11 +488,16 @@ class Connection:
                     self._disconnected("the peer closed the connection")
                     break
                 session.last_heard = trio.current_time()
+                rest: list[bytes] = []
                 if session.restarted and not all(map(is_ack, messages)):
                     await self._first_frame(session)
+                    # Alone in its batch, so that it is soon known not to end the process.
+                    first = next(i for i, message in enumerate(messages) if not is_ack(message)) + 1
+                    messages, rest = messages[:first], messages[first:]
                 peer.busy = True  # `_pump` follows: nobody has to be woken for it
                 try:
                     self._receive(session, messages)
+                    self._early += rest
                 finally:
                     peer.busy = False
                     peer.pump()
@@ -517,7 +523,11 @@ class Connection:
         times = keeper.tries(session)
         if times > _TRIES:
             session.lose(f"frame {session.received + 1} has ended the process {_TRIES} times")
-        await self.peer.settled()
+        try:
+            await self.peer.settled()
+        except BaseException:  # the session goes on on another connection
+            keeper.spared(session)
+            raise
 
     def _receive(self, session: CoreSession, messages: list[bytes]) -> None:
         node = self.peer.node

@@ -36,6 +36,9 @@ class Keeper(Protocol):
     def tries(self, session: Session) -> int:
         """How often a process has begun with the next frame of a session as its first after a restart."""
 
+    def spared(self, session: Session) -> None:
+        """The frame that `tries` has counted was not begun with after all: its connection went away before."""
+
     def begins(self, number: int) -> None:
         """A turn that waited, and was kept, has its turn."""
 

@@ -8,6 +8,7 @@ import trio
 
 import durable
 from ocapn import E, MemoryNetlayer, MemoryNetwork, SessionLost, Target, method, open_peer
+from ocapn.connection import _TRIES
 from tests.support import trio_test
 
 
@@ -39,7 +40,7 @@ def crashed(changes: object) -> None:
     raise durable.BaggageFailed("the process has ended")
 
 
-@pytest.mark.parametrize("fatal", [2, 3, 10])
+@pytest.mark.parametrize("fatal", [2, _TRIES - 1, _TRIES, _TRIES + 7])
 def test_a_frame_that_ends_the_process(fatal: int) -> None:
     @trio_test
     async def run() -> None:
@@ -64,13 +65,36 @@ def test_a_frame_that_ends_the_process(fatal: int) -> None:
             FATAL.clear()
             baggage = durable.MemoryBaggage(baggage._store.reopened())  # type: ignore[attr-defined]
             async with open_peer([MemoryNetlayer(network, "a")], baggage=baggage):
-                if fatal < 3:
+                if fatal < _TRIES:
                     assert await answer == 2
                     assert ended == 0
                 else:
-                    assert ended == (3 if fatal > 3 else 0)  # that life was not ended by it
+                    assert ended == (_TRIES if fatal > _TRIES else 0)  # that life was not ended by it
                     with pytest.raises(SessionLost):
                         await answer
                 assert baggage.scan("node", b"trying/") == []
 
     run()
+
+
+@trio_test
+async def test_a_frame_that_was_not_begun_with_is_not_to_blame() -> None:
+    """Connections that go away between the count and the frame: found by killing both processes at random."""
+    network, baggage = MemoryNetwork(), durable.MemoryBaggage()
+    async with open_peer([MemoryNetlayer(network, "b")]) as b:
+        async with open_peer([MemoryNetlayer(network, "a")], baggage=baggage) as a:
+            ref = await b.enliven(a.export(baggage.provide("fatal", Fatal)))
+            assert await E(ref).hit() == 1
+            await trio.sleep(1)
+        answer = E(ref).hit()
+        for _ in range(10):
+            baggage = durable.MemoryBaggage(baggage._store.reopened())  # type: ignore[attr-defined]
+            async with open_peer([MemoryNetlayer(network, "a")], baggage=baggage) as a:
+                keeper, (core,) = a._node.keeper, a._node.suspended.values()
+                assert keeper is not None
+                for _ in range(10):
+                    assert keeper.tries(core) == 1
+                    keeper.spared(core)
+        baggage = durable.MemoryBaggage(baggage._store.reopened())  # type: ignore[attr-defined]
+        async with open_peer([MemoryNetlayer(network, "a")], baggage=baggage):
+            assert await answer == 2
