@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any, Final, final
 
 from durable.baggage import Baggage, Batch
@@ -434,10 +435,8 @@ class SessionKeeper:
         stored.first = frames.acked + 1
         fresh = frames.sent - max(stored.last, frames.acked)
         if fresh:
-            number = frames.sent - fresh
-            for message, digest in list(frames.kept)[-fresh:]:
-                number += 1
-                self._baggage.put("outbox", session_id + _key(number), digest + message)
+            for back, (message, digest) in enumerate(islice(reversed(frames.kept), fresh)):
+                self._baggage.put("outbox", session_id + _key(frames.sent - back), digest + message)
         stored.last = frames.sent
 
     def _save_slot(self, session: Session, kind: str, position: int) -> None:
@@ -445,6 +444,7 @@ class SessionKeeper:
         table = "answer" if kind in ("answer", "question") else "slot"
         row = self._slot(session, kind, position)
         if row is None:
+            self._watched.discard((session.id, kind, position))  # the peer may use an answer's position again
             self._baggage.remove(table, key)
         else:
             self._baggage.put(table, key, encode_row(row))
