@@ -20,7 +20,7 @@ from durable.directory import DirectoryStore
 from durable.errors import BaggageFailed, NotStorable
 from durable.memory import MemoryStore
 from durable.records import MAX_SIZE, decode, encode, pack, unpack
-from durable.store import Changes, Store, check_table, row_name
+from durable.store import Changes, Store, check_table, laid_over, row_name
 
 _USER: Final = "user"
 _ABSENT: Final = object()
@@ -210,18 +210,10 @@ class Baggage(Namespace):
         """As `Store.scan`, with all changes made so far."""
         self._check()
         check_table(table)
-        over = {
-            key: value
-            for key, (_, value) in self._overlay.get(table, {}).items()
-            if key.startswith(prefix) and (after is None or key > after)
-        }
-        # Of what the store gives, at most so many are removed by the overlay.
-        room = None if limit is None else limit + sum(value is None for value in over.values())
-        rows = self._store.scan(table, prefix, after, room)
-        if not over:
-            return rows
-        merged = dict(rows) | over
-        return [(key, value) for key in sorted(merged) if (value := merged[key]) is not None][:limit]
+        over = {key: value for key, (_, value) in self._overlay.get(table, {}).items()}
+        return laid_over(
+            over, lambda most: self._store.scan(table, prefix, after, most), prefix, after, limit
+        )
 
     @property
     def dirty(self) -> bool:

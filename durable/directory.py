@@ -1,5 +1,8 @@
 """A store in a directory of the filesystem: SQLite behind a lock (spec/baggage.md has the files byte by byte).
 
+A commit appends one row to a log, which costs what the least of commits costs. What the log holds is moved to the
+tables when there is enough of it; until then it is in memory too, and lies over what is read from the tables.
+
 No other code of this process may open `state.db` by itself: closing it would drop the locks that SQLite holds.
 """
 
@@ -7,6 +10,7 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +22,7 @@ from typing import Any, Final
 from durable.errors import BaggageCorrupt, BaggageFailed, BaggageRefused, DurableError
 from durable.header import FORMAT, HEADER, NEW_HEADER, Header, read_header, write_header
 from durable.place import Lock, remove, rewrite, settle, sync
-from durable.store import TABLES, Changes, above_prefix, check_table, row_name
+from durable.store import TABLES, Changes, above_prefix, check_table, laid_over, row_name
 
 STATE: Final = "state.db"
 WAL: Final = "state.db-wal"
@@ -27,12 +31,16 @@ _NEW: Final = "state.db.new"
 _NEW_FILES: Final = (_NEW, f"{_NEW}-journal", f"{_NEW}-wal", f"{_NEW}-shm")
 #: `application_id` of the database: "OCap".
 _APPLICATION: Final = 0x4F436170
-#: Bytes of the write-ahead log from which on it is moved into the database: a few milliseconds of work.
-_WAL_SIZE: Final = 4 << 20
+#: Bytes of commits in the log: a few hundred small ones.
+_LOG_SIZE: Final = 2 << 20
+_PAGE: Final = 4096
 _SCHEMA: Final = {
     table: f"CREATE TABLE {table} (key BLOB PRIMARY KEY, value BLOB NOT NULL, digest BLOB NOT NULL) WITHOUT ROWID"
     for table in ("meta", *TABLES)
-}
+} | {"log": "CREATE TABLE log (number INTEGER PRIMARY KEY, value BLOB NOT NULL, digest BLOB NOT NULL)"}
+#: Of a change in the log: the place of its table in TABLES, the lengths of key and value; 0 removes, else one more.
+_CHANGE: Final = struct.Struct(">BII")
+_NUMBERS: Final = {table: number for number, table in enumerate(TABLES)}
 _IDENTITY: Final = b"store"
 _CONTENT: Final = b"content"
 _DIGEST: Final = 16
@@ -80,19 +88,24 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
 class DirectoryStore:
     """Opens the baggage in the directory `path`, or makes one there.
 
-    One connection writes, another reads. Raises BaggageInUse, BaggageRefused, BaggageCorrupt, BaggageNewer, and
+    One connection writes, another reads. Commits are moved from the log to the tables once they have `log_size` bytes,
+    of which each counts with a page more. Raises BaggageInUse, BaggageRefused, BaggageCorrupt, BaggageNewer, and
     BaggageFailed where the operating system refuses something.
     """
 
     store_id: bytes
 
-    def __init__(self, path: str | PathLike[str]) -> None:
+    def __init__(self, path: str | PathLike[str], *, log_size: int = _LOG_SIZE) -> None:
         self.path = Path(path).absolute()
+        self._log_size = log_size
         self._failed: str | None = None
         self._closed = False
         self._writing = threading.Lock()  # commit, scrub, verify, close: one at a time
-        self._reading = threading.Lock()  # taken inside `_writing`: a checkpoint meets no read
+        self._reading = threading.RLock()  # taken inside `_writing`: a checkpoint meets no read
         self._connections: list[sqlite3.Connection] = []
+        #: What the log holds and the tables do not have yet, by table and key, and the size of the log.
+        self._recent: dict[str, dict[bytes, bytes | None]] = {table: {} for table in TABLES}
+        self._recent_size = 0
         with _system_errors(self.path):
             settle(self.path, known=(*_NEW_FILES, STATE, HEADER, NEW_HEADER))
             self._lock = Lock(self.path)
@@ -105,14 +118,26 @@ class DirectoryStore:
 
     def get(self, table: str, key: bytes) -> bytes | None:
         check_table(table)
-        return self._get(table, key)
+        with self._reading:
+            self._check()
+            recent = self._recent[table]
+            return recent[key] if key in recent else self._get(table, key)
 
     def scan(
         self, table: str, prefix: bytes = b"", after: bytes | None = None, limit: int | None = None
     ) -> list[tuple[bytes, bytes]]:
         check_table(table)
-        rows = self._read(table, prefix, after, limit)
-        return [(key, self._checked(table, key, value, digest)) for key, value, digest in rows]
+        with self._reading:
+            return laid_over(
+                self._recent[table],
+                lambda most: [
+                    (key, self._checked(table, key, value, digest))
+                    for key, value, digest in self._read(table, prefix, after, most)
+                ],
+                prefix,
+                after,
+                limit,
+            )
 
     def commit(self, changes: Changes) -> None:
         for table, _ in changes:
@@ -120,22 +145,29 @@ class DirectoryStore:
         with self._writing:
             self._check()
             with self._fatal("a commit failed"):
-                self._transact(changes)
-                if (self.path / WAL).stat().st_size > _WAL_SIZE:
-                    self._checkpoint()
+                self._append(changes)
+                if self._recent_size > self._log_size:
+                    self._settle()
+                    # Not TRUNCATE: to write over a file again is twice as fast as to have it grow.
+                    self._checkpoint("RESTART")
 
     def scrub(self) -> None:
-        """Moves the write-ahead log into the database, where deleted rows are overwritten, and empties it.
+        """Moves all logs into the database, where deleted rows are overwritten, and empties the write-ahead log.
 
         While another process reads the database, that is left to the next checkpoint.
         """
         with self._writing:
             self._check()
             with self._fatal("a checkpoint failed"):
+                self._settle()
                 self._checkpoint()
 
     def verify(self) -> int:
         with self._writing:
+            self._check()
+            self._logged()
+            with self._fatal("a commit failed"):
+                self._settle()
             count = total = 0
             for table in TABLES:
                 after = None
@@ -163,6 +195,7 @@ class DirectoryStore:
             try:
                 if self._failed is None:
                     with self._fatal("a checkpoint failed"):
+                        self._settle()
                         self._checkpoint()
             finally:
                 with self._reading:
@@ -202,7 +235,9 @@ class DirectoryStore:
             write_header(self.path, Header(self.store_id))
         elif header.store_id != self.store_id:
             raise BaggageCorrupt("the database belongs to another header", STATE)
+        self._replay()
         try:
+            self._settle()
             self._checkpoint()
         except _ERRORS as error:
             raise _translated(error) from error
@@ -218,7 +253,7 @@ class DirectoryStore:
             connection.execute("BEGIN")
             for sql in _SCHEMA.values():
                 connection.execute(sql)
-            for key, value in ((_IDENTITY, store_id), (_CONTENT, bytes(8 + _DIGEST))):
+            for key, value in ((_IDENTITY, store_id), (_CONTENT, bytes(16 + _DIGEST))):
                 digest = _finish(_start(store_id, "meta"), key, value)
                 connection.execute("INSERT INTO meta VALUES (?, ?, ?)", (key, value, digest))
             connection.execute("COMMIT")
@@ -256,7 +291,23 @@ class DirectoryStore:
         if content is None:
             raise BaggageCorrupt("the digest of the content is gone", STATE, "meta")
         self._count = int.from_bytes(content[:8], "big")
-        self._sum = int.from_bytes(content[8:], "big")
+        self._sum = int.from_bytes(content[8:-8], "big")
+        self._moved = self._last = int.from_bytes(content[-8:], "big")
+
+    def _replay(self) -> None:
+        """Takes what the log holds into memory."""
+        for value in self._logged():
+            self._last += 1
+            self._remember(_changes(value), len(value))
+
+    def _logged(self) -> list[bytes]:
+        """What the log holds, in order."""
+        rows = self._rows("SELECT number, value, digest FROM log ORDER BY number")
+        for number, (found, value, digest) in enumerate(rows, self._moved + 1):
+            if found != number:
+                raise BaggageCorrupt(f"commit {number} is missing", STATE, "log")
+            self._checked("log", number.to_bytes(8, "big"), value, digest)
+        return [value for _, value, _ in rows]
 
     # Reading
 
@@ -301,30 +352,53 @@ class DirectoryStore:
 
     # Writing
 
-    def _transact(self, changes: Changes) -> None:
+    def _append(self, changes: Changes) -> None:
+        number = self._last + 1
+        value = _logged(changes)
+        digest = self._digest("log", number.to_bytes(8, "big"), value)
+        self._writer.execute("INSERT INTO log VALUES (?, ?, ?)", (number, value, digest))
+        self._last = number
+        with self._reading:
+            self._remember(changes, len(value))
+
+    def _remember(self, changes: Changes, size: int) -> None:
+        for (table, key), value in changes.items():
+            self._recent[table][key] = value
+        self._recent_size += size + _PAGE
+
+    def _settle(self) -> None:
+        """Moves what the log holds to the tables. It changes nothing of what is read."""
+        if self._last == self._moved:
+            return
         writer, count, total = self._writer, self._count, self._sum
         writer.execute("BEGIN IMMEDIATE")
-        for (table, key), value in changes.items():
-            for (old,) in writer.execute(f"SELECT digest FROM {table} WHERE key = ?", (key,)).fetchall():
-                count -= 1
-                total -= int.from_bytes(old, "big")
-            if value is None:
-                writer.execute(f"DELETE FROM {table} WHERE key = ?", (key,))
-            else:
-                digest = self._digest(table, key, value)
-                writer.execute(f"REPLACE INTO {table} VALUES (?, ?, ?)", (key, value, digest))
-                count += 1
-                total += int.from_bytes(digest, "big")
+        for table, rows in self._recent.items():
+            for key, value in rows.items():
+                old = writer.execute(f"SELECT digest FROM {table} WHERE key = ?", (key,)).fetchone()
+                if old is not None:
+                    count -= 1
+                    total -= int.from_bytes(old[0], "big")
+                if value is not None:
+                    digest = self._digest(table, key, value)
+                    writer.execute(f"REPLACE INTO {table} VALUES (?, ?, ?)", (key, value, digest))
+                    count += 1
+                    total += int.from_bytes(digest, "big")
+                elif old is not None:
+                    writer.execute(f"DELETE FROM {table} WHERE key = ?", (key,))
         total %= _MODULUS
-        content = count.to_bytes(8, "big") + total.to_bytes(_DIGEST, "big")
+        content = count.to_bytes(8, "big") + total.to_bytes(_DIGEST, "big") + self._last.to_bytes(8, "big")
         digest = self._digest("meta", _CONTENT, content)
         writer.execute("REPLACE INTO meta VALUES (?, ?, ?)", (_CONTENT, content, digest))
+        writer.execute("DELETE FROM log")
         writer.execute("COMMIT")
-        self._count, self._sum = count, total
-
-    def _checkpoint(self) -> None:
+        self._count, self._sum, self._moved = count, total, self._last
         with self._reading:
-            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._recent = {table: {} for table in TABLES}
+            self._recent_size = 0
+
+    def _checkpoint(self, how: str = "TRUNCATE") -> None:
+        with self._reading:
+            self._writer.execute(f"PRAGMA wal_checkpoint({how})").fetchall()
 
     # Ends
 
@@ -365,6 +439,28 @@ def _finish(start: blake2b, key: bytes, value: bytes) -> bytes:
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)
     return digest.digest()
+
+
+def _logged(changes: Changes) -> bytes:
+    """Changes as the log has them."""
+    parts = []
+    for (table, key), value in changes.items():
+        parts += [_CHANGE.pack(_NUMBERS[table], len(key), 0 if value is None else len(value) + 1), key]
+        if value is not None:
+            parts.append(value)
+    return b"".join(parts)
+
+
+def _changes(logged: bytes) -> Changes:
+    """The changes of which `_logged` has made this."""
+    changes: dict[tuple[str, bytes], bytes | None] = {}
+    at = 0
+    while at < len(logged):
+        number, key_size, size = _CHANGE.unpack_from(logged, at)
+        start = at + _CHANGE.size + key_size
+        at = start + max(0, size - 1)
+        changes[TABLES[number], logged[start - key_size : start]] = logged[start:at] if size else None
+    return changes
 
 
 def _translated(error: BaseException) -> DurableError:

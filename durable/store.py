@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from typing import Protocol
 
@@ -63,3 +63,22 @@ def above_prefix(prefix: bytes) -> bytes | None:
     """The lowest key above all that begin with `prefix`; None if there is none."""
     trimmed = prefix.rstrip(b"\xff")
     return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else None
+
+
+def laid_over(
+    over: Mapping[bytes, bytes | None],
+    scan: Callable[[int | None], list[tuple[bytes, bytes]]],
+    prefix: bytes,
+    after: bytes | None,
+    limit: int | None,
+) -> list[tuple[bytes, bytes]]:
+    """What `Store.scan` gives of rows with newer ones over them; `scan` gives the first so many of those below."""
+    over = {
+        key: value for key, value in over.items() if key.startswith(prefix) and (after is None or key > after)
+    }
+    # Of what is below, at most so many are removed.
+    rows = scan(None if limit is None else limit + sum(value is None for value in over.values()))
+    if not over:
+        return rows
+    merged = dict(rows) | over
+    return [(key, value) for key in sorted(merged) if (value := merged[key]) is not None][:limit]

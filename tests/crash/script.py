@@ -17,6 +17,8 @@ Content = dict[Row, bytes]
 
 #: Commits in the lives that end with a failing disk.
 SHORT = 12
+#: So that commits are moved to the tables every dozen or so.
+LOG_SIZE = 60_000
 #: Every commit writes its number here.
 NUMBER: Row = ("user", b"number")
 
@@ -81,7 +83,7 @@ def live(directory: Path, disk: Disk, random: Random, commits: int, content: Con
     """Makes or opens a store and commits to it, with scrubs and reopenings between. Raises what the store raises."""
     content = content or {}
     number = int(content.get(NUMBER, b"0"))
-    store = DirectoryStore(directory)
+    store = DirectoryStore(directory, log_size=LOG_SIZE)
     try:
         disk.mark(Opened(store.store_id))
         for _ in range(commits):
@@ -92,7 +94,7 @@ def live(directory: Path, disk: Disk, random: Random, commits: int, content: Con
                 store.scrub()
             elif chance < 0.1:
                 store.close()
-                store = DirectoryStore(directory)
+                store = DirectoryStore(directory, log_size=LOG_SIZE)
                 disk.mark(Opened(store.store_id))
         store.close()
     finally:
@@ -150,7 +152,7 @@ def promises(disk: Disk, promise: Promise | None = None) -> Iterator[tuple[int, 
 
 def recover(directory: Path, promise: Promise, disk: Disk | None = None) -> Content:
     """Opens what a crash left, checks it, and commits and closes once more. Raises Wrong, or what the store raises."""
-    store = DirectoryStore(directory)
+    store = DirectoryStore(directory, log_size=LOG_SIZE)
     try:
         content = promise.check(store)
         number = int(content.get(NUMBER, b"0"))

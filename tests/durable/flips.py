@@ -24,7 +24,8 @@ Damage = tuple[str, bytes]
 
 
 class Original:
-    """A baggage that died with rows in its database and later commits in its write-ahead log."""
+    """A baggage that died with rows in its tables, later commits in the log in its database, and the last of them in
+    its write-ahead log."""
 
     def __init__(self, place: Path, seed: int = 0) -> None:
         rng = random.Random(seed)
@@ -45,9 +46,11 @@ class Original:
             if number == 4:
                 store.scrub()
                 self.early = (place / "made" / STATE).read_bytes()
-            if number == 10:
+            if number == 8:
                 store.scrub()
-            if number >= 10:
+            if number == 11:
+                store._checkpoint()
+            if number >= 8:
                 self.contents.append(dict(rows))
         self.directory = crashed(place / "made", place / "original")
         store.close()

@@ -237,6 +237,8 @@ def test_swapped_files(path: Path, tmp_path: Path) -> None:
         "DELETE FROM meta WHERE key = x'636f6e74656e74'",
         "UPDATE meta SET value = 'text'",
         "UPDATE meta SET digest = x'00'",
+        "INSERT INTO log VALUES (3, x'', x'')",
+        "INSERT INTO log VALUES (1, x'', x'00')",
     ],
 )
 def test_a_database_that_is_not_ours(path: Path, statement: str) -> None:
@@ -345,15 +347,76 @@ def test_settings(path: Path) -> None:
             store._reader.execute("DELETE FROM user")
 
 
-def test_the_log_does_not_grow_without_end(path: Path) -> None:
+def test_the_logs_do_not_grow_without_end(path: Path) -> None:
     with closing(DirectoryStore(path)) as store:
-        sizes = set()
+        moved = set()
         for number in range(60):
             store.commit({("user", b"%d" % (number % 2)): os.urandom(250_000)})
-            sizes.add((path / "state.db-wal").stat().st_size)
-        assert 0 in sizes
-        assert max(sizes) < 6 << 20
+            moved.add(store._moved)
+            assert store._last - store._moved < 9
+            assert (path / "state.db-wal").stat().st_size < 6 << 20
+        assert len(moved) == 7
         assert store.verify() == 2
+
+
+def log_rows(path: Path) -> int:
+    with closing(sqlite3.connect(path / "state.db")) as connection:
+        return int(connection.execute("SELECT count(*) FROM log").fetchone()[0])
+
+
+def test_what_is_read_is_the_same_before_and_after_it_moves_to_the_tables(path: Path, tmp_path: Path) -> None:
+    """Rows of the tables, of the log, of both, removed in the log; found by `get`, and by `scan` with limits."""
+    with closing(DirectoryStore(path)) as store:
+        store.commit({("user", b"%d" % number): b"old" for number in range(6)})
+        store.scrub()
+        store.commit({("user", b"1"): b"new", ("user", b"2"): None, ("user", b"7"): b"new"})
+        store.commit({("user", b"7"): None, ("user", b"8"): b"new", ("object", b"1"): b"other"})
+
+        def seen() -> list[object]:
+            found: list[object] = [store.get("user", b"%d" % number) for number in range(9)]
+            for after in (None, b"0", b"1", b"2", b"8"):
+                found += [store.scan("user", b"", after, limit) for limit in (None, 1, 2, 3, 9)]
+            return found
+
+        before = seen()
+        copy = crashed(path, tmp_path / "copy")
+        store.scrub()
+        assert seen() == before
+        assert content(store) == {("user", b"%d" % number): b"old" for number in (0, 3, 4, 5)} | {
+            ("user", b"1"): b"new",
+            ("user", b"8"): b"new",
+            ("object", b"1"): b"other",
+        }
+        assert log_rows(copy) == 2
+        with closing(DirectoryStore(copy)) as other:
+            assert content(other) == content(store)
+            assert other.verify() == 7
+        assert log_rows(copy) == 0
+
+
+@pytest.mark.parametrize(
+    ("statement", "why"),
+    [
+        ("DELETE FROM log WHERE number = 2", "commit 2 is missing"),
+        ("DELETE FROM log WHERE number = 1", "commit 1 is missing"),
+        ("UPDATE log SET value = x'00' WHERE number = 2", "not what was written"),
+        ("UPDATE log SET value = (SELECT value FROM log WHERE number = 1)", "not what was written"),
+        ("UPDATE log SET number = number + 1 WHERE number = 3", "commit 3 is missing"),
+        ("INSERT INTO log VALUES (4, x'', x'')", "not what was written"),
+    ],
+)
+def test_commits_in_the_log_that_somebody_changed(
+    path: Path, tmp_path: Path, statement: str, why: str
+) -> None:
+    with closing(DirectoryStore(path)) as store:
+        for value in (b"1", b"2", b"3"):
+            store.commit({("user", b"k"): value})
+        copy = crashed(path, tmp_path / "copy")
+    with closing(sqlite3.connect(copy / "state.db")) as connection, connection:
+        connection.execute(statement)
+    with pytest.raises(BaggageCorrupt, match=why) as caught:
+        DirectoryStore(copy)
+    assert caught.value.table == "log"
 
 
 def test_no_read_is_open_while_the_log_is_emptied(path: Path) -> None:
@@ -362,7 +425,7 @@ def test_no_read_is_open_while_the_log_is_emptied(path: Path) -> None:
 
     def ask(sql: str) -> None:
         if store is not None and "checkpoint(" in sql:
-            checkpoints.append(store._reading.locked())
+            checkpoints.append(store._reading._is_owned())  # type: ignore[attr-defined]  # of RLock
 
     with asking(ask):
         store = DirectoryStore(path)
@@ -472,9 +535,20 @@ def test_the_database_has_its_name_before_the_header_does(
 @pytest.mark.parametrize(("code", "text"), [FULL, SYNC])
 @pytest.mark.parametrize("once", [True, False])
 @pytest.mark.parametrize(
-    "at", ["BEGIN", "SELECT digest", "REPLACE INTO user", "DELETE", "REPLACE INTO meta", "COMMIT"]
+    "at",
+    [
+        "INSERT INTO log",
+        "BEGIN",
+        "SELECT digest",
+        "REPLACE INTO user",
+        "DELETE FROM user",
+        "REPLACE INTO meta",
+        "DELETE FROM log",
+        "COMMIT",
+    ],
 )
 def test_a_commit_that_fails(path: Path, code: int, text: str, once: bool, at: str) -> None:
+    """Where it fails as commits are moved to the tables, it is in the log."""
     failing = False
 
     def ask(sql: str) -> None:
@@ -484,7 +558,7 @@ def test_a_commit_that_fails(path: Path, code: int, text: str, once: bool, at: s
             raise disk_error(code, text)
 
     with asking(ask):
-        store = DirectoryStore(path)
+        store = DirectoryStore(path, log_size=0)
         store.commit({("user", b"a"): b"1", ("user", b"b"): b"1"})
         failing = True
         for _ in range(2):
@@ -503,8 +577,11 @@ def test_a_commit_that_fails(path: Path, code: int, text: str, once: bool, at: s
         # Neither the sync nor a checkpoint is tried once more.
         assert [(path / name).read_bytes() for name in ("state.db", "state.db-wal")] == before
     with closing(DirectoryStore(path)) as store:
-        assert content(store) == {("user", b"a"): b"1", ("user", b"b"): b"1"}
-        assert store.verify() == 2
+        appended = at != "INSERT INTO log"
+        assert content(store) == (
+            {("user", b"a"): b"2"} if appended else {("user", b"a"): b"1", ("user", b"b"): b"1"}
+        )
+        assert store.verify() == (1 if appended else 2)
 
 
 def test_a_sync_that_fails_after_the_commit_was_written(path: Path) -> None:
@@ -514,9 +591,11 @@ def test_a_sync_that_fails_after_the_commit_was_written(path: Path) -> None:
 
     def ask(sql: str) -> None:
         nonlocal failing
-        if failing and sql == "COMMIT":
+        if failing and sql.startswith("INSERT INTO log"):
             failing = False
-            store._writer.execute("COMMIT")
+            value = durable.directory._logged(changes)
+            digest = store._digest("log", (1).to_bytes(8, "big"), value)
+            store._writer.execute(sql, (1, value, digest))
             raise disk_error(*SYNC)
 
     changes = {("user", b"a"): b"1", ("slot", b"b"): b"2"}
@@ -605,7 +684,7 @@ def test_a_checkpoint_that_fails(path: Path, end: str) -> None:
 
 def test_memory_that_ends_in_a_commit(path: Path) -> None:
     def ask(sql: str) -> None:
-        if failing and sql.startswith("REPLACE INTO user"):
+        if failing and sql.startswith("INSERT INTO log"):
             raise failing.pop()
 
     failing: list[BaseException] = []
