@@ -29,11 +29,13 @@ _ABSENT: Final = object()
 class Batch:
     """Changes that are written together. Made by `cut`, and not changed afterwards."""
 
-    __slots__ = ("changes", "number")
+    __slots__ = ("changes", "number", "scrub")
 
-    def __init__(self, number: int, changes: Changes) -> None:
+    def __init__(self, number: int, changes: Changes, scrub: bool) -> None:
         self.number = number
         self.changes = changes
+        #: Whether what was deleted up to here is erased from the files, once this is on disk.
+        self.scrub = scrub
 
 
 class Namespace:
@@ -146,6 +148,7 @@ class Baggage(Namespace):
         #: The batch that is not cut: its number, its changes.
         self._number = 1
         self._current: dict[tuple[str, bytes], bytes | None] = {}
+        self._scrub = False
         #: All that the store does not have for sure: by table and key, the last batch that changed it, the value.
         self._overlay: dict[str, dict[bytes, tuple[int, bytes | None]]] = {}
         #: Batches cut of which `written` has not been said, in order.
@@ -197,6 +200,13 @@ class Baggage(Namespace):
         """Removes a row, which need not be there."""
         self._change(table, key, None)
 
+    def scrub_soon(self) -> None:
+        """Has what was deleted so far erased from the files, with the commit of the changes so far."""
+        self._check()
+        if not self.dirty and self.on_dirty is not None:
+            self.on_dirty()
+        self._scrub = True
+
     def read(self, table: str, key: bytes) -> bytes | None:
         """The row with all changes made so far, or None."""
         self._check()
@@ -217,8 +227,8 @@ class Baggage(Namespace):
 
     @property
     def dirty(self) -> bool:
-        """Whether there are changes that no batch holds yet."""
-        return bool(self._current)
+        """Whether there are changes that no batch holds yet, or something is to be erased."""
+        return bool(self._current) or self._scrub
 
     def cut(self) -> Batch | None:
         """Closes the batch of the changes so far; None if there are none. RuntimeError inside a transaction."""
@@ -229,11 +239,11 @@ class Baggage(Namespace):
             raise RuntimeError(
                 "a transaction is open: nothing may await, flush or close between its beginning and its end"
             )
-        if not self._current:
+        if not self.dirty:
             return None
-        batch = Batch(self._number, self._current)
+        batch = Batch(self._number, self._current, self._scrub)
         self._cut.append(batch)
-        self._current = {}
+        self._current, self._scrub = {}, False
         self._number += 1
         return batch
 
@@ -255,6 +265,8 @@ class Baggage(Namespace):
                 changes.update(batch.changes)
             try:
                 self._store.commit(changes)
+                if any(batch.scrub for batch in batches):
+                    self._store.scrub()
             except BaggageFailed as error:
                 self.failed = error
                 raise

@@ -435,9 +435,7 @@ def _start(store_id: bytes, table: str) -> blake2b:
 
 def _finish(start: blake2b, key: bytes, value: bytes) -> bytes:
     digest = start.copy()
-    for part in (key, value):
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
+    digest.update(b"".join((len(key).to_bytes(8, "big"), key, len(value).to_bytes(8, "big"), value)))
     return digest.digest()
 
 

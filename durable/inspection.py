@@ -16,7 +16,7 @@ from durable.baggage import Baggage
 from durable.directory import STATE, WAL
 from durable.errors import BaggageCorrupt
 from durable.header import FORMAT, HEADER
-from durable.records import decode, marked, unescaped
+from durable.records import decode, encode, marked, unescaped
 from durable.store import TABLES, row_name
 
 #: Of tables and rows read so far.
@@ -26,9 +26,11 @@ Progress = Callable[[str, int], None]
 _MAX_DEPTH: Final = 256
 _NEXT_OBJECT: Final = b"next-object"
 _TOMBSTONE: Final = b"tombstone/"
+_KIND: Final = b"kind/"
 #: The letter in the key of a slot or an answer, after the id of the session.
 _SLOTS: Final = {"slot": "eir", "answer": "aq"}
-#: Tables whose rows begin with the number of an object.
+#: Tables whose rows begin with the number of an object; those of `turn` may begin with what a message is queued on, or
+#: with None for a gift that is on its way.
 _NUMBERED: Final = ("promise", "turn", "gift")
 #: Tables that name no object, and are not to be decoded.
 _RAW: Final = ("outbox",)
@@ -119,7 +121,7 @@ class Summary:
     sturdyrefs: int = 0
     #: By the names of the namespaces from the outermost in.
     namespaces: dict[tuple[str, ...], Keys] = field(default_factory=dict)
-    #: What waits, by table: promises that an object is told of, turns, gifts.
+    #: What waits, by table: promises that an object is told of; messages, withdrawals and gives; deposited gifts.
     waiting: Counter[str] = field(default_factory=Counter)
 
 
@@ -262,6 +264,18 @@ def check(rows: Rows, progress: Progress = lambda table, rows: None) -> int:
     for session in kept.values():
         _check_frames(rows, session, records[session.id][7][0])
     known = {one.number for one in objects(rows)}
+    held: Counter[tuple[bytes, int]] = Counter()
+    for one in objects(rows):
+        held.update(_holds(one.state))
+    for session_id in kept:
+        for key, data in _all(rows, "slot", session_id + b"i"):
+            match _decoded("slot", key, data):
+                case [int(), bool(), int(holders)] if (
+                    holders == held[session_id, int.from_bytes(key[33:], "big")]
+                ):
+                    pass
+                case _:
+                    raise _corrupt("it miscounts the durable objects that hold it", "slot", key)
     count = 0
     for table in TABLES:
         for key, data in _all(rows, table):
@@ -302,16 +316,34 @@ def prune(
         if tombstone.until <= now:
             pruned.tombstones.append(tombstone)
     left = _unreferenced(baggage, progress)
+    held: Counter[tuple[bytes, int]] = Counter()
+    kinds = set()
     for one in objects(baggage):
         if one.number in left:
             pruned.objects[one.kind, one.version] += 1
+            held.update(_holds(one.state))
+        else:
+            kinds.add(one.kind)
     if not dry_run:
         for tombstone in pruned.tombstones:
             baggage.remove("node", _TOMBSTONE + tombstone.id)
         for number in left:
             baggage.remove("object", number.to_bytes(8, "big"))
+        for (session_id, position), holders in held.items():
+            _let_go(baggage, session_id + b"i" + position.to_bytes(8, "big"), holders)
+        for kind, _ in pruned.objects:
+            if kind not in kinds:
+                baggage.remove("node", _KIND + kind.encode())
         baggage.scrub()
     return pruned
+
+
+def _let_go(baggage: Baggage, key: bytes, holders: int) -> None:
+    """So many fewer objects hold an import; its session may be over."""
+    data = baggage.read("slot", key)
+    if data is not None:
+        count, promise, held = _decoded("slot", key, data)
+        baggage.put("slot", key, encode([count, promise, held - holders]))
 
 
 def _unreferenced(rows: Rows, progress: Progress) -> set[int]:
@@ -364,9 +396,11 @@ def _named(table: str, key: bytes, data: bytes) -> list[int]:
     value = _decoded(table, key, data)
     named: list[int] = []
     if table in _NUMBERED:
-        if type(value) is not list or not value or type(value[0]) is not int:
+        first = value[0] if type(value) is list and value else ""
+        if type(first) is int:
+            named.append(first)
+        elif table != "turn" or not (first is None or type(first) is list):
             raise _corrupt("it does not begin with the number of an object", table, key)
-        named.append(value[0])
     _collect(value, named)
     return named
 
@@ -381,6 +415,16 @@ def _collect(value: Any, named: list[int]) -> None:
     elif type(value) is dict:
         for one in value.values():
             _collect(one, named)
+
+
+def _holds(value: Any) -> set[tuple[bytes, int]]:
+    """The references to remote objects in a packed value: id of a session, position of the import."""
+    mark = mark_of(value)
+    if mark is not None and mark[0] == "r":
+        session_id, position = mark[1]
+        return {(session_id, position)}
+    inner = value if type(value) is list else value.values() if type(value) is dict else ()
+    return set().union(*map(_holds, inner))
 
 
 def _user_key(row: bytes) -> tuple[tuple[str, ...], str]:

@@ -70,6 +70,9 @@ class Keeper(Protocol):
     def changes(self, obj: Any, name: str) -> None:
         """A field of a durable object is about to change. Raises DurableError once the peer has ended."""
 
+    def load(self, obj: Any) -> bool:
+        """Gives an object its state; whether it had none. Raises BaggageCorrupt, BaggageFailed, MissingUpgrade."""
+
     def when(self, promise: object, obj: Any, fulfilled: str | None, broken: str | None) -> None:
         """See `when`."""
 
@@ -110,7 +113,7 @@ def kind(name: str, *, version: int = 1) -> Callable[[T], T]:
 def upgrade(name: str, *, version: int) -> Callable[[Upgrade], Upgrade]:
     """Registers how the state of a kind is brought from `version` to the next: fields by name, old to new.
 
-    It runs once for each object, when the object is loaded, and what it returns commits with the first batch.
+    It runs once for each object, when a peer is opened with the baggage, and what it returns commits in one batch.
     """
 
     def register(function: Upgrade) -> Upgrade:
@@ -134,8 +137,9 @@ def _small(value: object) -> bool:
 
 
 def _tracked(cls: type, made: Kind) -> type:
-    """A subclass that tells the keeper of each assignment."""
+    """A subclass that tells the keeper of each assignment, and has it load the state when that is first asked for."""
     inherited: Any = cls.__setattr__
+    missing: Any = getattr(cls, "__getattr__", None)
     fields = frozenset(made.fields)
 
     def set_attribute(self: Any, name: str, value: object) -> None:
@@ -148,6 +152,15 @@ def _tracked(cls: type, made: Kind) -> type:
         keeper.changes(self, name)
         inherited(self, name, value)
 
+    def get_attribute(self: Any, name: str) -> object:
+        """Of an attribute that the object does not have."""
+        keeper = getattr(self, "_durable_keeper", None) if name in fields else None
+        if keeper is not None and keeper.load(self):
+            return getattr(self, name)
+        if missing is not None:
+            return missing(self, name)
+        raise AttributeError(f"{cls.__name__!r} object has no attribute {name!r}", name=name, obj=self)
+
     return type(
         cls.__name__,
         (cls, Durable),
@@ -157,6 +170,7 @@ def _tracked(cls: type, made: Kind) -> type:
             "__qualname__": cls.__qualname__,
             "__doc__": cls.__doc__,
             "__setattr__": set_attribute,
+            "__getattr__": get_attribute,
             "_durable_kind": made,
         },
     )
@@ -191,7 +205,7 @@ def upgraded(name: str, version: int, state: State) -> State:
     return state
 
 
-def fill(obj: Any, state: State, keeper: Keeper, number: int) -> None:
+def fill(obj: Any, state: State) -> None:
     """Gives a blank object its state. A field that is not in it, as one that was added since, has its default.
 
     Raises MissingUpgrade if it has none.
@@ -211,8 +225,6 @@ def fill(obj: Any, state: State, keeper: Keeper, number: int) -> None:
                 "raise the version, and register an upgrade"
             )
         object.__setattr__(obj, name, value)
-    object.__setattr__(obj, "_durable_id", number)
-    object.__setattr__(obj, "_durable_keeper", keeper)
 
 
 def disown(obj: Any) -> None:
@@ -231,9 +243,12 @@ def when(promise: object, obj: Any, fulfilled: str | None, broken: str | None = 
     """Has a durable object told, once, what a promise becomes: also if the process is restarted meanwhile.
 
     `fulfilled` and `broken` are names of methods of `obj`, called in a turn of their own with the value or with the
-    error; they need not be marked `@ocapn.method`. With None, a value is dropped and an error is logged. Of a promise
-    that ends with this process, other than an answer that a peer owes in a durable session, the restarted one tells
-    that it broke, with PeerRestarted. What else awaits the promise is not told after a restart.
+    error; they need not be marked `@ocapn.method`. With None, a value is dropped and an error is logged.
+
+    After a restart these go on: a promise that a peer resolves, over a durable session; the answer of a message to a
+    durable object that has not begun, or that is queued on such a promise; a gift that is on its way. The restarted
+    process tells of any other that it broke, with PeerRestarted: the answer of an `async` method that had begun, a
+    promise made with `make_promise`. Tasks that await a promise end with their process.
 
     Raises TypeError if `obj` is not kept in the baggage of a peer yet, or for an `async` method, AttributeError for a
     name that is no method.

@@ -6,14 +6,16 @@ form for with a mark (`durable.records.MARK`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final, final
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, final
 
 import attrs
 
 from durable.errors import BaggageCorrupt, NotStorable
 from durable.objects import Durable
-from durable.records import MARK, decode, encode, escaped, marked, unescaped
+from durable.promises import Promises
+from durable.records import MARK, decode_known, encode, encode_known, escaped, marked, unescaped
 from ocapn.captp.delivery import (
     BROKEN,
     FULFILLED,
@@ -21,18 +23,24 @@ from ocapn.captp.delivery import (
     LocalTarget,
     PromiseHandle,
     RefHandle,
-    RemoteVow,
     Vow,
     broken,
+    crossing,
 )
 from ocapn.captp.node import Node
 from ocapn.captp.tables import Import
-from ocapn.codec.operations import ANSWER
-from ocapn.errors import ObjectLost, PeerRestarted, RemoteError, SessionLost
+from ocapn.errors import ObjectLost, OCapNError, PeerRestarted, RemoteError, SessionEnded, SessionLost
 from ocapn.model.locators import PeerLocator, SturdyRef
 from ocapn.model.values import Null, Symbol, Tagged
 
+if TYPE_CHECKING:
+    from ocapn.captp.session import Session
+
 _PLAIN: Final = (type(None), bool, int, float, str, bytes)
+#: Errors that are kept with their class. The end of a session is kept as its loss.
+_FAILURES: Final[dict[str, type[OCapNError]]] = {
+    one.__name__: one for one in (SessionLost, PeerRestarted, ObjectLost)
+}
 #: Bytes of a row; a message has fewer.
 _MAX_ROW: Final = 1 << 26
 #: Containers inside containers in a row: three for each of a message.
@@ -53,18 +61,21 @@ class Lost(CoreTarget):
 @attrs.frozen
 class Rules:
     """What may stand in a value: `fixed`, only what cannot change unseen; `references`, those to remote objects;
-    `lost`, what was kept and cannot be any more, which is then kept as broken."""
+    `lost`, what was kept and cannot be any more, which is then kept as broken; `promises`, those that are pending."""
 
     fixed: bool
     references: bool
     lost: bool = False
+    promises: bool = False
 
 
 FIELD: Final = Rules(fixed=True, references=True)
 SAVED: Final = Rules(fixed=True, references=True, lost=True)
 PASSED: Final = Rules(fixed=False, references=True)
 #: A message that was accepted is not refused any more: what ends with the process is kept as lost.
-TURN: Final = Rules(fixed=False, references=True, lost=True)
+TURN: Final = Rules(fixed=False, references=True, lost=True, promises=True)
+#: What a promise has become.
+OUTCOME: Final = Rules(fixed=False, references=True, promises=True)
 USER: Final = Rules(fixed=False, references=False)
 
 
@@ -72,7 +83,7 @@ USER: Final = Rules(fixed=False, references=False)
 class Values:
     """Packs and unpacks the values of one node. `number` and `obj` name and find durable objects.
 
-    `remote` finds the promise of a peer: session, whether it is an answer, position.
+    `promises` knows what pending ones wait on.
     """
 
     def __init__(
@@ -80,12 +91,22 @@ class Values:
         node: Node,
         number: Callable[[Any], int],
         obj: Callable[[int], Any],
-        remote: Callable[[bytes, bool, int], Vow | None],
+        promises: Promises,
     ) -> None:
         self._node = node
-        self._remote = remote
+        self._promises = promises
         self._number = number
         self._object = obj
+        self._noted: set[tuple[Session, int]] | None = None
+
+    @contextmanager
+    def noting(self) -> Iterator[set[tuple[Session, int]]]:
+        """Notes the references that are packed or unpacked: sessions, and positions of imports."""
+        outer, self._noted = self._noted, set()
+        try:
+            yield self._noted
+        finally:
+            self._noted = outer
 
     def pack(self, value: object, path: str, rules: Rules) -> Any:
         """The value in terms of `durable.records`. Raises NotStorable."""
@@ -125,8 +146,34 @@ class Values:
                 return self._pack_dict(value, path, rules)
             if isinstance(value, Tagged):
                 return {MARK + "g": [value.tag, self.pack(value.value, f"{path}.value", rules)]}
-            return {MARK + "e": [value.message, self.pack(value.value, f"{path}.value", rules)]}
+            return {MARK + "e": [_text(value.message), self.pack(value.value, f"{path}.value", rules)]}
+        if isinstance(value, BaseException) and rules is TURN:
+            return self.pack_error(value)
         raise NotStorable(f"cannot keep a {type(value).__qualname__}", path)
+
+    def pack_error(self, error: BaseException) -> Any:
+        """What broke a promise, as a value. What came with it and cannot be kept is left out."""
+        if isinstance(error, SessionEnded):
+            counts = (0, 0, 0)
+            if isinstance(error, SessionLost):
+                counts = (error.delivered, error.never_delivered, error.uncertain)
+            return {MARK + "f": ["SessionLost", _text(error.reason), *counts]}
+        if isinstance(error, (PeerRestarted, ObjectLost)):
+            return {MARK + "f": [type(error).__name__, _text(str(error))]}
+        told = crossing(error)
+        try:
+            packed = {MARK + "e": [_text(told.message), self.pack(told.value, "value", PASSED)]}
+            check_row(packed)
+        except NotStorable:
+            packed = {MARK + "e": [_text(told.message), None]}
+        return packed
+
+    def unpack_error(self, packed: Any) -> BaseException:
+        """What `pack_error` has packed; a text alone is that of a RemoteError."""
+        error = RemoteError(packed) if type(packed) is str else self.unpack(packed)
+        if not isinstance(error, BaseException):
+            raise BaggageCorrupt("a promise is broken with what is no error")
+        return error
 
     def _pack_dict(self, value: dict[Any, object], path: str, rules: Rules) -> dict[str, Any]:
         packed = {}
@@ -139,7 +186,12 @@ class Values:
     def _pack_ref(self, slot: Import, path: str, rules: Rules) -> Any:
         session = slot.session
         if not rules.references:
-            raise NotStorable("a reference is kept in a field of a durable object", path)
+            raise NotStorable(
+                "a reference to an object of another peer is not kept here: put it in a field of a durable object",
+                path,
+            )
+        if session.frames is not None and session.ended is None and self._noted is not None:
+            self._noted.add((session, slot.position))
         if session.frames is not None:  # if the session is over, so is the reference, for ever
             return {MARK + "r": [session.id, slot.position]}
         if rules.lost:  # the session turned out not to be durable
@@ -150,11 +202,10 @@ class Values:
         if vow.state == FULFILLED:
             return self.pack(vow.value, path, rules)
         if vow.state == BROKEN and rules.references:
-            return {MARK + "b": str(vow.value)}
-        if rules is TURN:
-            if isinstance(vow, RemoteVow) and vow.session.durable and not vow.released:
-                return {MARK + "p": [vow.session.id, vow.kind == ANSWER, vow.position]}
-            return {MARK + "b": "the promise ended with the process that had it"}
+            assert isinstance(vow.value, BaseException)
+            return {MARK + "b": self.pack_error(vow.value)}
+        if rules.promises:
+            return {MARK + "p": self._promises.on(vow)}
         raise NotStorable("a promise cannot be kept: await it first, or use durable.when", path)
 
     def unpack(self, value: Any) -> Any:
@@ -189,14 +240,16 @@ class Values:
             case "x":
                 return Lost()
             case "p":
-                vow = self._remote(*content)
-                return (
-                    vow or broken(self._node, PeerRestarted("the promise is not known any more"))
+                return self._promises.promise(
+                    content, "the promise ended with the process that had it"
                 ).handle()
             case "b":
-                return broken(self._node, SessionLost(content)).handle()
+                lost = SessionLost(content) if type(content) is str else self.unpack_error(content)
+                return broken(self._node, lost).handle()
             case "e":
                 return RemoteError(content[0], self.unpack(content[1]))
+            case "f":
+                return _FAILURES[content[0]](*content[1:])
         raise BaggageCorrupt(f"no value is marked {mark!r}")
 
     def _unpack_ref(self, session_id: bytes, position: int) -> object:
@@ -204,16 +257,29 @@ class Values:
         slot = None if session is None else session.tables.imports.get(position)
         if slot is None:
             return broken(self._node, SessionLost("the session of this reference is over")).handle()
+        if self._noted is not None:
+            self._noted.add((slot.session, position))
         return slot.handle()
 
 
 def encode_row(value: Any) -> bytes:
-    """A row that may hold what other peers have sent: as deep and as large as messages are, with what stands around."""
-    return encode(value, max_size=_MAX_ROW, max_depth=_MAX_DEPTH)
+    """A row of what `Values.pack` has packed, with what stands around it. Raises NotStorable."""
+    return encode_known(value, max_size=_MAX_ROW)
+
+
+def check_row(value: Any) -> None:
+    """Raises NotStorable for what an application cannot have kept, though `Values.pack` has packed it."""
+    encode(value, max_size=_MAX_ROW, max_depth=_MAX_DEPTH)
+
+
+def _text(text: str) -> str:
+    """What an exception says may be no text."""
+    return text.encode(errors="replace").decode()
 
 
 def decode_row(data: bytes, table: str) -> Any:
-    return decode(data, table=table, max_depth=_MAX_DEPTH)
+    """What `encode_row` has encoded. Raises BaggageCorrupt."""
+    return decode_known(data, table=table)
 
 
 def pack_locator(locator: PeerLocator) -> list[Any]:

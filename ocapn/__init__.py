@@ -4,7 +4,6 @@ Begin with `open_peer`, `Target`, `method` and `E`; the README has a first progr
 """
 
 from ocapn.captp.node import Introduction
-from ocapn.connection import Session, SessionEvent
 from ocapn.errors import (
     Aborted,
     Backpressure,
@@ -45,6 +44,7 @@ from ocapn.promise import (
     when_broken,
 )
 from ocapn.references import Ref, Target, method, target
+from ocapn.sessions import Session, SessionEvent
 
 __version__ = "0.1.0"
 

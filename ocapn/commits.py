@@ -1,12 +1,15 @@
 """Commit, then send: what turns have to show waits until what it depends on is on disk.
 
 Each pass of the loop that changes something is a step: a batch of changes, the messages that were sent meanwhile, and
-those who are to be told. One task has batches written, as many at once as have come while the last were on their way;
-then the steps are shown, in order. A step without changes waits for the steps before it, and for nothing else.
+those who are to be told. Batches are written one after the other, as many at once as have come while the last were on
+their way; then the steps are shown, in order. A step without changes waits for the steps before it, and for nothing
+else. No task stands between a step and its write, nor between the write and what is shown: every pass of the loop that
+one would take is time that a call waits.
 """
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable
 from typing import Any, Final, final
 
@@ -16,6 +19,7 @@ from ocapn.captp.node import Node, TurnResult
 from ocapn.captp.outbox import Sealed
 from ocapn.captp.port import Keeper
 from ocapn.captp.session import Session
+from ocapn.promise import waited
 
 
 @final
@@ -44,12 +48,20 @@ class Commits:
         self._keeper: Final = keeper
         self._flush = flush
         self._steps: list[_Step] = []
-        self._work = trio.Event()
-        #: Whether a write has failed: nothing is committed or shown any more.
-        self.failed = False
+        self._writing: list[_Step] = []  # those whose batches are on their way
+        self._token: trio.lowlevel.TrioToken | None = None  # while `run` runs
+        self._context: contextvars.Context | None = None
+        self._idle = trio.Event()
+        self._stopped = trio.Event()
+        self._error: BaseException | None = None  # a bug, if it is not that of the node
+
+    @property
+    def failed(self) -> bool:
+        """Whether the keeper has failed: nothing is committed or shown any more."""
+        return self._node.failure is not None
 
     def show(self, result: TurnResult) -> None:
-        """Shows what turns have left behind, once it is committed."""
+        """Shows what turns have left behind, once it is committed. Raises what `Keeper.cut` raises."""
         if self.failed:
             return
         touched = self._node.take_touched()
@@ -59,19 +71,27 @@ class Commits:
             messages = session.outbox.seal()
             sealed.append((session, messages, *session.frame_counts))
         touched |= self._node.take_touched()  # sealing sends garbage
-        step = _Step(self._keeper.cut(touched), sealed, result.events)
-        if step.batch is None and not self._steps:
+        step = _Step(self._cut(touched), sealed, result.events)
+        if step.batch is None and not self._steps and not self._writing:
             self._shown(step)
         else:
             self._steps.append(step)
-            self._work.set()
+            self._begin()
+
+    def _cut(self, sessions: set[Session]) -> Any | None:
+        try:
+            return self._keeper.cut(sessions)
+        except Exception as error:
+            if self._keeper.failed is not None:
+                self._node.fail(error)
+            raise
 
     async def settled(self) -> None:
-        """Returns once all that has happened so far is on disk."""
+        """Returns once all that has happened so far is on disk. Raises why it never will be."""
         done = trio.Event()
         self._node.event(done.set)
         self.show(self._node.take())
-        await done.wait()
+        await waited(self._node, done)
 
     def finish(self) -> None:
         """The peer has ended: commits what there is left to commit, and shows nothing more. Blocks."""
@@ -79,36 +99,76 @@ class Commits:
         batches = [step.batch for step in self._steps if step.batch is not None]
         self._steps.clear()
         if batches:
-            self._keeper.write(batches)
+            try:
+                self._keeper.write(batches)
+            except Exception as error:
+                self._node.fail(error)
+                raise
             for batch in batches:
                 self._keeper.written(batch)
 
     async def run(self) -> None:
         """Writes for as long as it runs. Raises what `Keeper.write` raises: nothing is shown any more then."""
-        while True:
-            await self._work.wait()
-            self._work = trio.Event()
-            while self._steps:
-                steps = list(self._steps)
-                batches = [step.batch for step in steps if step.batch is not None]
-                if batches:
-                    await self._write(batches)
-                    for batch in batches:
-                        self._keeper.written(batch)
-                del self._steps[: len(steps)]
-                for step in steps:
-                    self._shown(step)
-
-    async def _write(self, batches: list[Any]) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        self._context = contextvars.copy_context()  # tasks that are begun inherit it
         try:
-            if self._keeper.blocks:
-                await trio.to_thread.run_sync(self._keeper.write, batches)
-            else:
-                await trio.lowlevel.checkpoint()
+            self._begin()
+            await self._stopped.wait()
+            assert self._error is not None
+            raise self._error
+        finally:
+            self._token = None
+            if self._writing:  # in a thread, which does not stop
+                self._idle = trio.Event()
+                with trio.CancelScope(shield=True):
+                    await self._idle.wait()
+
+    def _begin(self) -> None:
+        """Has all steps there are written, unless others are on their way."""
+        token = self._token
+        if self._writing or not self._steps or token is None or self.failed:
+            return
+        self._writing, self._steps = self._steps, []
+        batches = [step.batch for step in self._writing if step.batch is not None]
+        if self._keeper.blocks and batches:
+            trio.lowlevel.start_thread_soon(
+                lambda: self._write(batches),
+                lambda failed: token.run_sync_soon(self._in_context, failed.unwrap()),
+            )
+        else:
+            token.run_sync_soon(lambda: self._in_context(self._write(batches)))
+
+    def _write(self, batches: list[Any]) -> Exception | None:
+        """In any thread. Why it failed, if it did."""
+        try:
+            if batches:
                 self._keeper.write(batches)
-        except Exception:
-            self.failed = True
-            raise
+        except Exception as error:
+            return error
+        return None
+
+    def _in_context(self, failed: Exception | None) -> None:
+        assert self._context is not None
+        self._context.run(self._written, failed)
+
+    def _written(self, failed: Exception | None) -> None:
+        """What was on its way is on disk, or never will be. On the loop, in no task: nothing may leave from here."""
+        steps, self._writing = self._writing, []
+        try:
+            if failed is not None:
+                self._node.fail(failed)
+                raise failed
+            for step in steps:
+                if step.batch is not None:
+                    self._keeper.written(step.batch)
+            for step in steps:
+                self._shown(step)
+            self._begin()
+        except BaseException as error:
+            self._error = error
+            self._stopped.set()
+        if not self._writing:
+            self._idle.set()
 
     def _shown(self, step: _Step) -> None:
         for session, messages, sent, taken in step.sealed:

@@ -6,10 +6,8 @@ A durable session may have several connections, one after the other.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Literal, Protocol, final
+from typing import TYPE_CHECKING, Final, Protocol, final
 
-import attrs
 import trio
 
 from ocapn.captp.handshake import Handshake, Refused
@@ -17,11 +15,12 @@ from ocapn.captp.resume import Initiator, Refusal, Responder, TooLate, Wire
 from ocapn.captp.session import Session as CoreSession
 from ocapn.codec.operations import write_abort
 from ocapn.codec.resumption import is_ack, is_resume
-from ocapn.errors import Aborted, Disconnected, RemoteProtocolError, SessionEnded, fresh, shown
+from ocapn.errors import Aborted, Disconnected, RemoteProtocolError, SessionEnded, shown
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
 from ocapn.netlayers.base import Channel, ChannelBroken, Netlayer
-from ocapn.trace import Tracer
+from ocapn.references import current_node
+from ocapn.sessions import Session
 
 if TYPE_CHECKING:
     from ocapn.captp.node import Node
@@ -76,165 +75,6 @@ class Owner(Protocol):
 
     async def hear_out(self, location: PeerLocator) -> None:
         """Lets a live session with `location` process what is readable on its connection."""
-
-
-Status = Literal["live", "suspended", "ended"]
-#: Events that one listener may leave unread; of more it learns how many.
-_EVENTS: Final = 64
-
-
-@final
-@attrs.frozen
-class SessionEvent:
-    """A session was cut (`suspended`), has resumed (`live`) or is over (`ended`, and why).
-
-    `missed` counts the events before it that this listener was too slow for.
-    """
-
-    status: Status
-    why: SessionEnded | None
-    missed: int
-
-
-@final
-class _Listener:
-    """One that listens to the events of a session."""
-
-    __slots__ = ("missed", "send")
-
-    def __init__(self, send: trio.MemorySendChannel[SessionEvent]) -> None:
-        self.send = send
-        self.missed = 0
-
-    def tell(self, status: Status, why: SessionEnded | None) -> bool:
-        """Whether it still listens."""
-        try:
-            self.send.send_nowait(SessionEvent(status, why, self.missed))
-        except trio.WouldBlock:
-            self.missed += 1
-        except trio.BrokenResourceError:
-            return False
-        else:
-            self.missed = 0
-        return True
-
-
-@final
-class Session:
-    """A session with another peer, for applications that want to know: `peer.sessions`."""
-
-    __slots__ = ("_core", "_listeners", "_room", "methods")
-
-    def __init__(self, core: CoreSession) -> None:
-        self._core = core
-        self._listeners: list[_Listener] = []
-        self._room = trio.Event()
-        #: The running `async` methods that the other peer called. They may outlive the session.
-        self.methods: set[trio.CancelScope] = set()
-
-    @property
-    def location(self) -> PeerLocator:
-        """Where the other peer says it is."""
-        return self._core.location
-
-    @property
-    def netlayer(self) -> str:
-        """The transport that carries the session."""
-        return self._core.location.transport
-
-    @property
-    def authenticated(self) -> bool:
-        """Whether the netlayer proved to us that the other peer is the one that `location` names.
-
-        Of a durable session without a connection: whether it did on the last.
-        """
-        return self._core.authenticated
-
-    @property
-    def ended(self) -> SessionEnded | None:
-        """Why the session is over, or None while it lives."""
-        return self._core.ended
-
-    @property
-    def durable(self) -> bool:
-        """Whether the session survives its connection: both peers have agreed on it."""
-        return self._core.durable
-
-    @property
-    def status(self) -> Status:
-        """`suspended`: a durable session that was cut, and waits for a connection to go on."""
-        core = self._core
-        if core.ended is not None:
-            return "ended"
-        return "live" if core.attached else "suspended"
-
-    def end(self, reason: str = "session ended") -> None:
-        """Ends the session with op:abort: `reason` is sent. Its references break on both sides, for good.
-
-        The peer of a suspended session learns it when it tries to resume.
-        """
-        self._core.abort(reason)  # the peer is woken; a pump here would run turns in the caller's stack
-
-    async def writable(self) -> None:
-        """Waits until the outbox has room for application messages. Raises SessionEnded."""
-        core = self._core
-        await trio.lowlevel.checkpoint()
-        while core.ended is None and not core.has_room:
-            if self._room.is_set():
-                self._room = trio.Event()
-            await self._room.wait()
-        if core.ended is not None:
-            raise fresh(core.ended)
-
-    def events(self) -> trio.MemoryReceiveChannel[SessionEvent]:
-        """What becomes of the session from now on: `async with session.events() as events: async for event in events`.
-
-        Any number may listen; nobody who is slow holds up the session. Ends after `ended`.
-        """
-        send, receive = trio.open_memory_channel[SessionEvent](_EVENTS)
-        if self._core.ended is None:
-            self._listeners.append(_Listener(send))
-        else:
-            send.send_nowait(SessionEvent("ended", self._core.ended, 0))
-            send.close()
-        return receive
-
-    def tell(self) -> None:
-        """The status has changed."""
-        status, why = self.status, self._core.ended
-        self._listeners = [one for one in self._listeners if one.tell(status, why)]
-        if why is not None:
-            for listener in self._listeners:
-                listener.send.close()
-            self._listeners.clear()
-
-    def make_room(self) -> None:
-        """Something has left the outbox, or the session is over: wakes who waits, if that is enough."""
-        if not self._room.is_set() and (self._core.has_room or self._core.ended is not None):
-            self._room.set()
-
-    def stats(self) -> dict[str, int]:
-        """Counts of messages and bytes since the start, and the present sizes of queues and tables."""
-        return self._core.stats()
-
-    def dump(self) -> dict[str, object]:
-        """Every slot of the session, readable, without secrets."""
-        return self._core.dump()
-
-    def check(self) -> None:
-        """The invariants of the session's tables. Raises AssertionError naming the first that does not hold."""
-        self._core.check()
-
-    def trace(self, write: Callable[[str], object] | None, *, secrets: bool = False) -> None:
-        """Switches the wire trace on, a line a message to `write`, or off with None.
-
-        Lines are in the notation of the specification. Swiss numbers and gift ids are left out unless `secrets`;
-        what applications send is not.
-        """
-        self._core.trace = None if write is None else Tracer(write, secrets=secrets)
-
-    def __repr__(self) -> str:
-        return repr(self._core)
 
 
 class Wakeup:
@@ -311,7 +151,10 @@ class Connection:
             self._lost(str(error))
             await self._close([])
             raise Disconnected(str(error)) from None
-        except (Refusal, TooLate):
+        except Refusal:
+            await self._close_refused(handshake.outbound)
+            raise
+        except TooLate:
             await self._close(handshake.outbound)
             raise
         except BaseException:
@@ -403,7 +246,7 @@ class Connection:
             raise TooLate("another connection is the session's")
         except Refusal as refusal:
             self.peer.refused(session, refusal, self)
-            await self._close([] if initiator is None else initiator.outbound)
+            await self._close_refused([] if initiator is None else initiator.outbound)
             raise
         except ChannelBroken as error:
             await self._close([])
@@ -416,9 +259,23 @@ class Connection:
             raise
 
     async def _committed(self, session: CoreSession) -> None:
-        """Returns when everything that the session has taken is on disk: claims are about that."""
-        while session.frames is not None and session.frames.committed != session.frames.taken:
+        """Returns when the session's epoch, and everything that it has taken, is on disk: claims are about that."""
+        epoch = None
+        while session.frames is not None and (
+            epoch != session.frames.epoch or session.frames.committed != session.frames.taken
+        ):
+            epoch = session.frames.epoch
             await self.peer.settled()
+
+    async def _close_refused(self, last: list[bytes]) -> None:
+        """As `_close`; if the session has ended with the refusal that is sent, that is on disk before."""
+        try:
+            await self.peer.settled()
+        except BaseException:
+            last = []
+            raise
+        finally:
+            await self._close(last)
 
     def _lost(self, reason: str) -> None:
         """The connection failed; if the session was there already, it is over before it ran."""
@@ -536,12 +393,16 @@ class Connection:
                 session.receive(message)
             return
         # What is committed with a frame is what came of it: turns that are left would have to be kept.
-        for number, message in enumerate(messages):
-            session.receive(message)
-            node.run(self.peer.limits.slice_turns)
-            if node.turns:
-                self._early = messages[number + 1 :]
-                return
+        current = current_node.set(node)  # whoever called: what sends may hand its messages over at once
+        try:
+            for number, message in enumerate(messages):
+                session.receive(message)
+                node.run(self.peer.limits.slice_turns)
+                if node.turns:
+                    self._early = messages[number + 1 :]
+                    return
+        finally:
+            current_node.reset(current)
 
     async def _write(self, session: CoreSession) -> None:
         """Writes until there is nothing left to write. Runs only while the transport cannot take all at once."""

@@ -84,6 +84,8 @@ class SessionLost(SessionEnded):
         self.uncertain = uncertain
 
     def __str__(self) -> str:
+        if not (self.delivered or self.never_delivered or self.uncertain):
+            return self.reason
         return (
             f"{self.reason} (messages sent: {self.delivered} delivered, "
             f"{self.uncertain} uncertain, {self.never_delivered} never delivered)"

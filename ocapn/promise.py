@@ -253,21 +253,58 @@ def send_only(receiver: object) -> SenderOnly:
 class _Waiter(Waiting):
     """A task that awaits a promise."""
 
-    __slots__ = ("_task",)
+    __slots__ = ("_task", "lost")
     listens = True
 
     def __init__(self, task: trio.lowlevel.Task) -> None:
         self._task: trio.lowlevel.Task | None = task
+        #: Why nobody will tell what the promise becomes.
+        self.lost: BaseException | None = None
 
     def settle(self, vow: Vow) -> None:
-        vow.node.event(self._wake)
+        vow.node.event(self.wake)
 
-    def _wake(self) -> None:
-        if self._task is not None:
-            trio.lowlevel.reschedule(self._task)
+    def wake(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            trio.lowlevel.reschedule(task)
+
+    def lose(self, error: BaseException) -> None:
+        self.lost = error
+        self.wake()
 
     def give_up(self) -> None:
         self._task = None
+
+    def wait(self, node: Node, abort: Callable[[object], trio.lowlevel.Abort]) -> Generator[Any, Any, None]:
+        """Until it is woken. Raises why it was lost."""
+        lose = self.lose
+        node.awaiting.add(lose)
+        try:
+            yield from trio.lowlevel.wait_task_rescheduled(abort).__await__()
+        finally:
+            node.awaiting.discard(lose)
+        if self.lost is not None:
+            raise fresh(self.lost)
+
+
+async def waited(node: Node, event: trio.Event) -> None:
+    """Waits for the event; a checkpoint. Raises what ends the node, if that comes first."""
+    lost: list[BaseException] = []
+
+    def lose(error: BaseException) -> None:
+        lost.append(error)
+        event.set()
+
+    if not event.is_set():
+        node.waits()
+        node.awaiting.add(lose)
+    try:
+        await event.wait()
+    finally:
+        node.awaiting.discard(lose)
+    if lost:
+        raise fresh(lost[0])
 
 
 @final
@@ -294,9 +331,11 @@ class Promise(PromiseHandle):
 
     def __await__(self) -> Generator[Any, Any, Any]:
         vow = self._vow.end()
+        node = vow.node
         if vow.state == PENDING:
-            if vow.node.thread != get_ident():
+            if node.thread != get_ident():
                 raise WrongContext("a promise is awaited in the thread of its peer")
+            node.waits()
             waiter = _Waiter(trio.lowlevel.current_task())
             vow.add(waiter)
 
@@ -307,14 +346,14 @@ class Promise(PromiseHandle):
                     waiting.remove(waiter)
                 return trio.lowlevel.Abort.SUCCEEDED
 
-            yield from trio.lowlevel.wait_task_rescheduled(abort).__await__()
+            yield from waiter.wait(node, abort)
             vow = self._vow.end()
-        elif vow.node.keeper is None:
+        elif node.keeper is None:
             yield from trio.lowlevel.checkpoint().__await__()
         else:  # what settled it may not be on disk yet
             committed = trio.Event()
-            vow.node.event(committed.set)
-            yield from committed.wait().__await__()
+            node.event(committed.set)
+            yield from waited(node, committed).__await__()
         value = vow.value
         if vow.state != FULFILLED:
             assert isinstance(value, BaseException)

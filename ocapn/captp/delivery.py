@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ocapn.captp.node import Node
+    from ocapn.captp.port import Keeper
     from ocapn.captp.session import Session
     from ocapn.captp.tables import Import
 
@@ -107,25 +108,32 @@ class Waiting:
         """`vow` is now what this waits for, and takes messages. Only for messages and selections."""
         raise NotImplementedError
 
+    def moves(self, vow: Vow) -> None:
+        """`vow` is now what this waits for, or what will settle `vow` is kept from now on. Only with a keeper."""
+
 
 class Sent(Waiting):
     """What was sent to a promise: a message or a selection. `source` is the session that it came from, if any."""
 
-    __slots__ = ("answer", "size", "source")
+    __slots__ = ("answer", "keeper", "size", "source")
 
     def __init__(self, answer: Vow | None, source: Session | None) -> None:
         self.answer = answer
         self.source = source
         self.size = -1  # in bytes on the wire, while it counts as held
+        self.keeper: Keeper | None = None  # while it waits, if somebody keeps what does
 
-    def hold(self, source: Session) -> None:
+    def hold(self, source: Session, size: int) -> None:
         """Counts it among those that `source` has waiting on promises."""
-        self.size = source.reading
+        self.size = size
         source.held[self] = None
         source.held_bytes += self.size
 
     def let_go(self) -> int:
         """It does not wait any more. Returns its size, -1 if it was not counted."""
+        if self.keeper is not None:
+            self.keeper.left(self)
+            self.keeper = None
         size = self.size
         if size >= 0:
             assert self.source is not None
@@ -145,6 +153,12 @@ class Sent(Waiting):
     @property
     def gone(self) -> bool:
         return self.size == _DROPPED
+
+    def moves(self, vow: Vow) -> None:
+        if self.size != _DROPPED:
+            self.keeper = vow.node.keeper
+            assert self.keeper is not None
+            self.keeper.waits(self, vow)
 
 
 #: In place of the size of what was given up.
@@ -345,6 +359,12 @@ class Vow:
             self._wait(item)
 
     def _wait(self, item: Waiting) -> None:
+        self.watch(item)
+        if self.node.keeper is not None:
+            item.moves(self)
+
+    def watch(self, item: Waiting) -> None:
+        """Has `item` told what becomes of the pending promise, without asking a peer for it."""
         if self.waiting is None:
             self.waiting = Queue([item])
         else:
@@ -361,7 +381,10 @@ class Vow:
             for item in waiting:
                 vow.add(item)
         else:
+            moving = None if self.node.keeper is None else list(waiting)
             vow.waiting = waiting if vow.waiting is None else vow.waiting.join(waiting)
+            for item in moving or ():
+                item.moves(vow)
 
     # Resolving
 
@@ -386,7 +409,7 @@ class Vow:
                 first = waiting[0]  # who wants to hear of a promise listened when the vow was made
                 if isinstance(first, Telling) and first.partial:
                     del waiting[0]
-                    first.session.tell(first.position, True, other.handle())
+                    first.tell(True, other.handle())
                 self.node.settle(other, waiting)
             self._left()
 
@@ -436,7 +459,7 @@ class RemoteVow(Vow):
         elif isinstance(item, Telling) and item.session is self.session and not self.asked_again:
             # The promise is the listener's own: it is told so, and does not wait for itself. If it was asked again,
             # messages wait here, and the listener must not overtake them.
-            item.session.tell(item.position, True, self.handle())
+            item.tell(True, self.handle())
         else:
             self._wait(item)
             if not self.listening:
@@ -543,17 +566,31 @@ def _told(value: object) -> str:
 class Telling(Waiting):
     """A resolver of the peer that wants to be told what a vow becomes, once: resolve-me, or op:listen."""
 
-    __slots__ = ("partial", "position", "session")
+    __slots__ = ("keeper", "partial", "position", "session")
     listens = True
 
     def __init__(self, session: Session, position: int, partial: bool = False) -> None:
         self.session = session
         self.position = position
         self.partial = partial  # a promise that it becomes is told at once
+        self.keeper: Keeper | None = None  # while it waits, if somebody keeps what does
 
     @property
     def gone(self) -> bool:
         return self.session.ended is not None
 
     def settle(self, vow: Vow) -> None:
-        self.session.tell(self.position, vow.state == FULFILLED, vow.value)
+        self.tell(vow.state == FULFILLED, vow.value)
+
+    def tell(self, fulfilled: bool, value: object) -> None:
+        """Tells it, and waits no more."""
+        if self.keeper is not None:
+            self.keeper.left(self)
+            self.keeper = None
+        self.session.tell(self.position, fulfilled, value)
+
+    def moves(self, vow: Vow) -> None:
+        if self.session.ended is None:
+            self.keeper = vow.node.keeper
+            assert self.keeper is not None
+            self.keeper.waits(self, vow)

@@ -282,9 +282,10 @@ class Frames:
     # Resuming
 
     def claims(self) -> Claims:
-        """What this side has for good. Nothing that was taken may wait for its commit."""
+        """What this side has for good. Nothing that was taken may wait for its commit; what is to be sent may."""
         assert self.committed == self.taken
-        return Claims(self.epoch, self.proven, self.sent, self.acked, self.taken, self.taken_digest)
+        sent = self.committed_sent
+        return Claims(self.epoch, self.proven, sent, self.acked, self.taken, self.taken_digest)
 
     def judge(self, claims: Claims) -> str | None:
         """What is wrong with the peer's claims, from our side: a reason to refuse with, or None."""

@@ -8,11 +8,13 @@ through which it was deposited has ended since.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, final
 
 from ocapn.captp.delivery import PENDING, LocalTarget, Vow, broken
-from ocapn.codec.operations import Envelope, Give, Receive
-from ocapn.crypto import sign_receive, verify_envelope
+from ocapn.codec.operations import OPERATIONS, Envelope, Give, Receive
+from ocapn.codec.syrup import Decoder
+from ocapn.crypto import SessionKey, sign_receive, verify_envelope
 from ocapn.errors import OCapNError, RemoteError, TooBusy
 from ocapn.limits import Limits
 from ocapn.model.values import Symbol
@@ -71,6 +73,7 @@ class Gifts:
         self._deposited: dict[bytes, int] = {}  # how many gifts wait, by gifter session
         self._withdrawing: dict[bytes, int] = {}  # how many withdrawals wait, by receiving session
         self._outliving = 0  # how many gifts wait whose session has ended
+        self._again: list[Callable[[], None]] = []  # what was tried in vain
 
     def deposit(self, session: Session, gift_id: object, gift: object) -> None:
         """`deposit-gift` from the gifter. Raises RemoteError, which is logged: nobody waits for an answer."""
@@ -153,9 +156,22 @@ class Gifts:
         elif self._withdrawing.get(through, 0) >= self._limits.gifts:
             raise RemoteError(f"{self._limits.gifts} withdrawals wait already, the limit of a session")
         else:
-            self._withdrawals[key] = _Withdrawal(vow, through, self._node.now() + self._limits.gift_life)
-            self._withdrawing[through] = self._withdrawing.get(through, 0) + 1
+            self._wait(key, vow, through, self._node.now() + self._limits.gift_life)
+            if self._node.keeper is not None:
+                self._node.keeper.withdraws(vow, key, through, self._limits.gift_life)
         return vow
+
+    def _wait(self, key: _GiftKey, vow: Vow, through: bytes, until: float) -> None:
+        self._withdrawals[key] = _Withdrawal(vow, through, until)
+        self._withdrawing[through] = self._withdrawing.get(through, 0) + 1
+
+    def restore_withdrawal(self, key: _GiftKey, vow: Vow, through: bytes, until: float) -> None:
+        """`vow` waits for a gift until then, unless a session that it needs has ended since."""
+        node = self._node
+        if node.is_live(key[0]) and node.is_live(through):
+            self._wait(key, vow, through, until)
+        else:
+            vow.break_with(RemoteError("the gift can no longer come: its session has ended"))
 
     def session_ended(self, session_id: bytes) -> None:
         """Withdrawals of gifts that this session was to deposit break; those it made are dropped."""
@@ -179,8 +195,15 @@ class Gifts:
         if self._node.keeper is not None:
             self._node.keeper.withdrawn(*key)
 
+    def try_again(self, what: Callable[[], None]) -> None:
+        """`what` is called at the next `expire`."""
+        self._again.append(what)
+
     def expire(self, now: float) -> None:
         """Drops gifts, and breaks withdrawals, that have waited for the gift's life."""
+        again, self._again = self._again, []
+        for what in again:
+            what()
         for key, deposit in list(self._deposits.items()):
             if deposit.until <= now:
                 self._forget(key)
@@ -228,15 +251,48 @@ def receive_give(session: Session, envelope: Envelope) -> Vow:
         return broken(
             node, TooBusy(f"{session.withdrawing} gifts wait for connections to their exporters already")
         )
-    session.withdrawing += 1
     vow = Vow(node)
-    key = session.key
+    session.withdrawing += 1
 
-    def connected(exporter: Session | OCapNError) -> None:
+    def reached(exporter: Session | OCapNError) -> None:
         session.withdrawing -= 1
-        if isinstance(exporter, OCapNError):
-            vow.break_with(exporter)
-            return
+        _withdraw(session.key, envelope, vow, exporter)
+
+    node.connect(give.exporter, reached)
+    if vow.state == PENDING and node.keeper is not None:
+        node.keeper.given(vow, session.id, envelope.wire, node.limits.gift_life)
+    return vow
+
+
+def resume_give(node: Node, key: SessionKey, wire: bytes, vow: Vow, until: float) -> None:
+    """A give arrived before a restart, at the session with that key: `vow` is still to become the gift.
+
+    Its exporter may have been restarted too: it is tried for as long as a gift waits.
+    """
+    decoded = Decoder(node.limits, OPERATIONS).decode(b"[%b]" % wire)  # by itself it would be no message
+    assert isinstance(decoded, list)
+    (envelope,) = decoded
+
+    def reached(exporter: Session | OCapNError) -> None:
+        if isinstance(exporter, OCapNError) and node.now() < until:
+            node.gifts.try_again(connect)
+        else:
+            _withdraw(key, envelope, vow, exporter)
+
+    def connect() -> None:
+        node.connect(envelope.signed.exporter, reached)
+
+    connect()
+
+
+def _withdraw(key: SessionKey, envelope: Envelope, vow: Vow, exporter: Session | OCapNError) -> None:
+    """`vow` becomes the gift, if there is a session with its exporter. With a keeper the session must not end with
+    this process while the gift is on its way."""
+    if isinstance(exporter, OCapNError):
+        vow.break_with(exporter)
+        return
+
+    def withdraw() -> None:
         try:
             claim = sign_receive(
                 key, exporter.id, exporter.key.public_id, exporter.next_handoff_count(), envelope.wire
@@ -247,5 +303,7 @@ def receive_give(session: Session, envelope: Envelope) -> Vow:
         else:
             vow.resolve(question.handle())
 
-    node.connect(give.exporter, connected)
-    return vow
+    if vow.node.keeper is None:
+        withdraw()
+    else:
+        exporter.when_decided(withdraw)

@@ -27,7 +27,7 @@ from ocapn.captp.delivery import (
 from ocapn.captp.handoff import Gifts
 from ocapn.captp.tables import Import
 from ocapn.crypto import SessionKey
-from ocapn.errors import OCapNError, RemoteError, SessionEnded, shown
+from ocapn.errors import OCapNError, RemoteError, SessionEnded, fresh, shown
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
 
@@ -190,6 +190,10 @@ class Node:
         self.dials: dict[PeerLocator, Handshake] = {}
         self.gifts = Gifts(self, limits)
         self._closed = False
+        #: Why nothing is committed or shown any more.
+        self.failure: BaseException | None = None
+        #: Of those who wait for what this node has to show: called with the reason if it never will.
+        self.awaiting: set[Callable[[BaseException], None]] = set()
         self.turns: deque[Turn] = deque()
         self._held_back: dict[int, deque[Turn]] = {}
         self._finalised: deque[RemoteVow | Import] = deque()
@@ -348,10 +352,10 @@ class Node:
         self.gifts.expire(now)
         for session_id in [key for key, past in self._past.items() if past.until <= now]:
             del self._past[session_id]
-        for tombstone in list(self._tombstones.values()):
-            if tombstone.until > now:
-                break
+        for tombstone in [one for one in self._tombstones.values() if one.until <= now]:
             self._erase(tombstone)
+        if self.keeper is not None:
+            self.keeper.erase()
         for session in list(self.suspended.values()):
             assert session.frames is not None
             if now - session.frames.since >= session.life:
@@ -398,8 +402,29 @@ class Node:
         self.turns, self._held_back = deque(), {}
         for turn in waiting:
             self._refuse(turn)
-        for tell in self.take().events:
-            tell()
+        events = self.take().events
+        if self.failure is None:
+            for tell in events:
+                tell()
+        if self.keeper is not None:  # a session that is kept has not ended, and breaks nothing that it owes
+            self._lose(SessionEnded("the peer was closed"))
+
+    def fail(self, error: BaseException) -> None:
+        """What has happened since the last commit is not for anybody to see: who waits for it gets this."""
+        self.failure = error
+        self._lose(error)
+
+    def waits(self) -> None:
+        """Somebody is about to wait. Raises what ended the node, if it did."""
+        if self.failure is not None:
+            raise fresh(self.failure)
+        if self._closed and self.keeper is not None:
+            raise SessionEnded("the peer was closed")
+
+    def _lose(self, error: BaseException) -> None:
+        awaiting, self.awaiting = self.awaiting, set()
+        for lose in awaiting:
+            lose(error)
 
     def _refuse(self, turn: Turn) -> None:
         if turn.answer is not None:
@@ -419,7 +444,7 @@ class Node:
             ran += 1
             if turn.number > 0:
                 assert self.keeper is not None
-                self.keeper.begins(turn.number)
+                self.keeper.begins(turn)
             source = turn.source
             if source is not None:
                 source.queued_turns -= 1
@@ -527,7 +552,7 @@ class Node:
 
     def event(self, tell: Callable[[], None]) -> None:
         """Something that application code waits for has happened: `tell` is called once the turn is out."""
-        if self._closed:
+        if self._closed and self.failure is None:
             tell()
             return
         self._events.append(tell)

@@ -111,6 +111,13 @@ class Outbox:
         return position in self._answers
 
     @property
+    def garbage(self) -> set[tuple[str, int]]:
+        """What the peer was not told of, as `Tables.touched` has it."""
+        return {("import", position) for position in self._exports} | {
+            ("question", position) for position in self._answers
+        }
+
+    @property
     def unreleased(self) -> int:
         """How many answers are not needed any more, without the peer having been told."""
         return len(self._answers)

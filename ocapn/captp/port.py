@@ -11,8 +11,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from ocapn.captp.node import Node
+    from ocapn.captp.delivery import Sent, Telling, Vow
+    from ocapn.captp.node import Node, Turn
     from ocapn.captp.session import Session
+    from ocapn.captp.tables import Import
 
 
 class Keeper(Protocol):
@@ -20,6 +22,10 @@ class Keeper(Protocol):
 
     #: Whether `write` blocks, and so is called in a worker thread.
     blocks: bool
+
+    @property
+    def failed(self) -> Exception | None:
+        """Why nothing can be kept any more, once that is so."""
 
     def designator(self, transport: str, drawn: str) -> str:
         """The designator of this peer over a transport: `drawn` the first time, and that for ever."""
@@ -39,8 +45,23 @@ class Keeper(Protocol):
     def spared(self, session: Session) -> None:
         """The frame that `tries` has counted was not begun with after all: its connection went away before."""
 
-    def begins(self, number: int) -> None:
+    def keep_unknown(self, session: Session, said: Sequence[float]) -> None:
+        """So many seconds ago, the longest first, the peer has said that it does not know a session; if at all."""
+
+    def unknown(self, session: Session) -> list[float]:
+        """The same as it was kept, with the time that has passed since."""
+
+    def begins(self, turn: Turn) -> None:
         """A turn that waited, and was kept, has its turn."""
+
+    def waits(self, item: Sent | Telling, vow: Vow) -> None:
+        """Something waits for `vow` now, or what will settle `vow` is kept from now on. It is kept if it can be."""
+
+    def left(self, item: Sent | Telling) -> None:
+        """It does not wait any more."""
+
+    def holds(self, slot: Import) -> bool:
+        """Whether what is kept holds an import that nobody else does."""
 
     def written(self, batch: Any) -> None:
         """The batch is on disk."""
@@ -51,8 +72,17 @@ class Keeper(Protocol):
     def withdrawn(self, session_id: bytes, gift_id: bytes) -> None:
         """A gift waits no longer."""
 
+    def withdraws(self, vow: Vow, key: tuple[bytes, bytes], through: bytes, life: float) -> None:
+        """`vow` waits, for `life` seconds, for a gift to be deposited, which the session `through` withdraws."""
+
+    def given(self, vow: Vow, session_id: bytes, wire: bytes, life: float) -> None:
+        """`vow` waits for a session with the exporter of a gift: `wire` is the give, which came through a session."""
+
     def forget(self, session_id: bytes) -> None:
         """The tombstone of a session has expired, and its key with it."""
+
+    def erase(self) -> None:
+        """Called every few seconds: keys that were removed since the last time are erased for good, soon."""
 
     def close(self) -> None:
         """The peer has ended: another may be opened with what was kept."""

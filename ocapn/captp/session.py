@@ -125,6 +125,7 @@ class Session:
         "_many_watchers",
         "_parts",
         "_spent",
+        "_undecided",
         "_watchers",
         "asked_to_resume",
         "attached",
@@ -220,6 +221,7 @@ class Session:
         self._handoff_counts: set[int] = set()
         self._handoff_floor = 0  # every count below it is used
         self._large_answers: dict[int, int] = {}  # answers to large messages: position to size
+        self._undecided: list[Callable[[], None]] = []
         self._watchers: list[Vow] = []
         self._many_watchers = 64  # from which on it is looked which of them are still wanted
         node.add_session(self)
@@ -259,6 +261,7 @@ class Session:
                 if frames.confirmed:
                     frames.confirmed = False
                     self.node.touch(self)
+                    self._decided()
                 return  # what was acknowledged is forgotten with the next commit: none is needed for it
             self.node.touch(self)
             if frames.settled:
@@ -357,7 +360,7 @@ class Session:
 
     def _to_promise(self, vow: Vow, message: Sent) -> None:
         if vow.state == PENDING and (not isinstance(vow, RemoteVow) or vow.asked_again):
-            message.hold(self)
+            message.hold(self, self.reading)
             limits = self.node.limits
             if len(self.held) > limits.queued_messages or not self.keep(0):
                 raise RemoteProtocolError("too many messages to promises that are not resolved")
@@ -676,6 +679,7 @@ class Session:
             self.frames.agree(terms, Agreement.AGREED)
             self.node.keep(self)
             self.outbox.acknowledge(at_once=True)
+            self._decided()
 
     def _decide(self, operation: object) -> None:
         """The peer's first frame: it asks for a durable session with it, or the session is ordinary for good."""
@@ -710,6 +714,24 @@ class Session:
         """The session ends with its connection, for good."""
         self.frames = None
         self.tables.touched = None
+        self._decided()
+
+    def when_decided(self, tell: Callable[[], None]) -> None:
+        """Calls `tell` once both sides know whether the session is durable, if that is being asked now."""
+        frames = self.frames
+        if (
+            self.ended is None
+            and frames is not None
+            and frames.agreement in (Agreement.ASKING, Agreement.PROVISIONAL)
+        ):
+            self._undecided.append(tell)
+        else:
+            tell()
+
+    def _decided(self) -> None:
+        undecided, self._undecided = self._undecided, []
+        for tell in undecided:
+            tell()
 
     @property
     def durable(self) -> bool:
@@ -753,7 +775,7 @@ class Session:
         frames = self.frames
         if frames is not None:
             frames.commit(sent, taken)
-            if frames.untold:
+            if frames.untold and self.attached:  # else they are told of when it resumes
                 self.outbox.acknowledge(at_once=frames.ack_due)
 
     def restored(self, frames: Frames, since: float) -> None:
@@ -921,7 +943,7 @@ class Session:
         tables = self.tables
         owed: list[Vow] = list(tables.questions.values())
         owed.extend(slot.vow for slot in tables.imports.values() if slot.vow is not None)
-        owed.extend(slot.value for slot in tables.exports.values() if isinstance(slot.value, RemoteVow))
+        owed.extend(told for slot in tables.exports.values() if (told := slot.resolves) is not None)
         for vow in owed:
             vow.break_with(error)
         watchers, self._watchers = self._watchers, []
@@ -933,6 +955,7 @@ class Session:
         if self.held:
             self.node.left_behind(self)
         self._leave()
+        self._decided()
 
     def watch(self) -> Vow:
         """A vow that is fulfilled with the error when the session ends."""

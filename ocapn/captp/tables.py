@@ -58,9 +58,12 @@ class Import:
         return self._handle is not None and self._handle() is not None
 
     def release(self) -> None:
-        """The handle was finalised: returns the object, unless a new handle was made since."""
-        if not self.held and self.session.tables.imports.get(self.position) is self:
-            self.session.release_import(self.position)
+        """The handle was finalised: returns the object, unless a new handle was made since, or it is kept."""
+        session = self.session
+        if not self.held and session.tables.imports.get(self.position) is self:
+            keeper = session.node.keeper
+            if keeper is None or not keeper.holds(self):
+                session.release_import(self.position)
 
 
 class Export:
@@ -74,6 +77,12 @@ class Export:
         self.key = key  # identity under which it was exported, 0 for a resolver
         self.promise = promise
         self.count = 0
+
+    @property
+    def resolves(self) -> RemoteVow | None:
+        """The promise that this resolves, if it is a resolver."""
+        value = self.value
+        return value if isinstance(value, RemoteVow) else None
 
 
 class Tables:
@@ -172,6 +181,11 @@ class Tables:
         if key:
             self._export_of[key] = slot
         return slot
+
+    def known_as(self, slot: Export, key: int) -> None:
+        """What a slot exports has an identity now, `key` as in Export."""
+        slot.key = key
+        self._export_of[key] = slot
 
     def restore_resolver(self, position: int, twice: int) -> None:
         """Resolvers of the peer that were still to be told when the process ended, as `_resolvers` has them."""

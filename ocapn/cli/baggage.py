@@ -29,6 +29,9 @@ def _inspect(given: argparse.Namespace) -> None:
     view = baggages.inspection()
     with baggages.opened(given.directory) as baggage:
         sizes = view.files(Path(given.directory))
+        if given.json:
+            _line(_document(view, baggage, sizes, given))
+            return
         for line in _described(view, baggage, sizes, given):
             print(printable(line))
 
@@ -37,20 +40,24 @@ def _described(view: Any, baggage: Any, sizes: dict[str, int], given: argparse.N
     found = view.summary(baggage)
     now = time.time()
     yield f"{Path(given.directory).absolute()}"
-    yield f"  format {view.FORMAT}, store {baggage.store_id.hex()[:16]}…, {_size(sum(sizes.values()))} in files"
+    yield f"  format {view.FORMAT}, store {_id(baggage.store_id)}…, {_size(sum(sizes.values()))} in files"
     yield ""
     ended = f", and {_count(len(found.tombstones), 'tombstone')}" if found.tombstones else ""
     yield f"Sessions: {len(found.sessions)} kept{ended}"
     for session in found.sessions:
         yield from _session(session, now)
     for tombstone in found.tombstones:
-        yield f"  ended    session {tombstone.id.hex()[:16]}…: {tombstone.reason}"
+        yield f"  ended    session {_id(tombstone.id)}…: {tombstone.reason}"
         yield f"    received {tombstone.received:,} frames; the tombstone goes {_when(tombstone.until, now)}"
     yield ""
     yield f"Durable objects: {sum(found.kinds.values()):,}"
     for (kind, version), count in sorted(found.kinds.items()):
         yield f"  {count:>10,}  {kind}, version {version}"
-    waiting = {"promise": "promises that objects are told of", "turn": "messages", "gift": "gifts"}
+    waiting = {
+        "promise": "promises that objects are told of",
+        "turn": "messages or withdrawals",
+        "gift": "gifts",
+    }
     if found.waiting:
         yield "Waiting: " + ", ".join(f"{found.waiting[table]:,} {waiting[table]}" for table in found.waiting)
     yield ""
@@ -66,12 +73,56 @@ def _described(view: Any, baggage: Any, sizes: dict[str, int], given: argparse.N
         yield f"  {keys.count:>10,}  {_size(keys.size):>10}  {'/'.join(path) or '(outside of namespaces)'}"
 
 
+def _document(view: Any, baggage: Any, sizes: dict[str, int], given: argparse.Namespace) -> dict[str, object]:
+    found = view.summary(baggage)
+    document: dict[str, object] = {
+        "directory": str(Path(given.directory).absolute()),
+        "format": view.FORMAT,
+        "store": _id(baggage.store_id),
+        "files": sizes,
+        "sessions": [_session_document(session) for session in found.sessions],
+        "tombstones": [
+            {"session": _id(one.id), "reason": one.reason, "received": one.received, "until": one.until}
+            for one in found.tombstones
+        ],
+        "objects": [
+            {"kind": kind, "version": version, "count": count}
+            for (kind, version), count in sorted(found.kinds.items())
+        ],
+        "waiting": {table: found.waiting[table] for table in ("promise", "turn", "gift")},
+        "sturdyrefs": found.sturdyrefs,
+        "namespaces": [
+            {"namespace": list(path), "keys": keys.count, "bytes": keys.size}
+            for path, keys in sorted(found.namespaces.items())
+        ],
+    }
+    if given.secrets:
+        document["swiss"] = [_sturdyref(view, ref) for ref in view.sturdyrefs(baggage)]
+    return document
+
+
+def _session_document(session: Any) -> dict[str, object]:
+    locator = PeerLocator(session.transport, session.designator, session.hints or None)
+    counts = ("dialled", "agreed", "epoch", "sent", "acked", "received", "outbox_frames", "outbox_bytes")
+    slots = ("exports", "imports", "answers", "questions")
+    return {
+        "session": _id(session.id),
+        "peer": locator.uri,
+        **{name: getattr(session, name) for name in (*counts, *slots)},
+        "cut_at": session.cut_at or None,
+    }
+
+
+def _id(full: bytes) -> str:
+    return full.hex()[:16]
+
+
 def _session(session: Any, now: float) -> Iterator[str]:
     locator = PeerLocator(session.transport, session.designator, session.hints or None)
     role = "dialled by this peer" if session.dialled else "accepted by this peer"
     state = "kept" if session.agreed else "kept, not yet agreed on"
     yield f"  {state:<8} {locator.uri}"
-    yield f"    session {session.id.hex()[:16]}…, {role}, epoch {session.epoch}"
+    yield f"    session {_id(session.id)}…, {role}, epoch {session.epoch}"
     yield (
         f"    frames: {session.sent:,} sent, {session.acked:,} of them acknowledged; "
         f"{session.received:,} received"
@@ -114,13 +165,28 @@ def _when(at: float, now: float) -> str:
 
 
 def _verify(given: argparse.Namespace) -> None:
+    try:
+        rows = _verified(given)
+    except Failure as failure:
+        damage = baggages.damage(failure)
+        if given.json and damage is not None:
+            where = {"file": damage.file or None, "table": damage.table, "row": damage.row}
+            _line({"whole": False, "why": str(damage), **where})
+        raise
+    if given.json:
+        _line({"whole": True, "rows": rows})
+    else:
+        print(f"{_count(rows, 'row')} checked: each is what was written, and they agree with each other")
+
+
+def _verified(given: argparse.Namespace) -> int:
     view = baggages.inspection()
     with baggages.opened(given.directory, corrupt=ExitCode.FAILED) as baggage:
         with progress("ocapn baggage verify: reading all rows"):
-            rows = baggage.verify()
+            rows: int = baggage.verify()
         with progress("ocapn baggage verify: comparing rows") as say:
             view.check(baggage, lambda table, count: say(f"{count:,} of {rows:,}, table {table},"))
-    print(f"{_count(rows, 'row')} checked: each is what was written, and they agree with each other")
+    return rows
 
 
 # export
@@ -137,13 +203,17 @@ def _export(given: argparse.Namespace) -> None:
             _line({"namespace": list(path), "key": key, "value": _json(view, value, secrets=given.secrets)})
         for ref in view.sturdyrefs(baggage):
             if given.secrets:
-                _line({"swiss": _json(view, ref.swiss), "value": _json(view, ref.value, secrets=True)})
+                _line(_sturdyref(view, ref))
             else:
                 hidden += 1
     if hidden:
         complain(
             f"ocapn baggage export: {_count(hidden, 'line')} with swiss numbers left out; --secrets shows them"
         )
+
+
+def _sturdyref(view: Any, ref: Any) -> dict[str, object]:
+    return {"swiss": _json(view, ref.swiss), "value": _json(view, ref.value, secrets=True)}
 
 
 def _line(data: dict[str, object]) -> None:
@@ -220,6 +290,20 @@ def _directory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", metavar="DIR", help="the directory of the baggage")
 
 
+def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    _secrets(parser, "shows the swiss numbers")
+    _json_option(parser)
+
+
+def _verify_arguments(parser: argparse.ArgumentParser) -> None:
+    _directory(parser)
+    _json_option(parser)
+
+
+def _json_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="prints one line of JSON, for programs")
+
+
 def _secrets(parser: argparse.ArgumentParser, what: str) -> None:
     _directory(parser)
     parser.add_argument("--secrets", action="store_true", help=f"{what}: who knows one may use the object")
@@ -228,7 +312,7 @@ def _secrets(parser: argparse.ArgumentParser, what: str) -> None:
 _INSPECT: Final = Command(
     name="baggage inspect",
     summary="what a baggage holds: sessions, durable objects, keys",
-    usage="DIR [--secrets]",
+    usage="DIR [--secrets] [--json]",
     description=f"""
 Shows what is in a baggage: the sessions with other peers and how far they are, what is left of
 those that have ended, how many durable objects there are of each kind, and the keys of the
@@ -243,18 +327,23 @@ What the counts of a session mean:
   exports    objects of this peer that the other holds; imports: those of the other held here
   answers    promises that the other peer may still send to; questions: those that it owes
 
-Example:
+With --json: times are seconds since 1970, cut_at is null of a session that was connected; waiting
+has promises that objects are told of, messages (turn) and gifts; values are as in the lines of
+'ocapn baggage export'.
+
+Examples:
   $ ocapn baggage inspect /var/lib/hello
+  $ ocapn baggage inspect --json /var/lib/hello | jq '.sessions[].peer'
 """,
     codes=_CODES,
-    add_arguments=lambda parser: _secrets(parser, "shows the swiss numbers"),
+    add_arguments=_inspect_arguments,
     run=_inspect,
 )
 
 _VERIFY: Final = Command(
     name="baggage verify",
     summary="whether a baggage is whole",
-    usage="DIR",
+    usage="DIR [--json]",
     description=f"""
 Reads a whole baggage and says whether it is what was written: every row has its digest, none is
 missing, SQLite finds its pages in order; frames that a peer has not acknowledged are all there,
@@ -269,9 +358,11 @@ it when a session resumes.
 Example:
   $ ocapn baggage verify /var/lib/hello
   3,120 rows checked: each is what was written, and they agree with each other
+  $ ocapn baggage verify --json /var/lib/hello
+  {"whole": true, "rows": 3120}
 """,
     codes=(ExitCode.FAILED, *_CODES),
-    add_arguments=_directory,
+    add_arguments=_verify_arguments,
     run=_verify,
 )
 

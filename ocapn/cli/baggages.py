@@ -69,6 +69,14 @@ def _failure(error: BaseException, corrupt: ExitCode) -> Failure:
     return Failure(ExitCode.BAGGAGE, f"{error}")
 
 
+def damage(failure: Failure) -> Any | None:
+    """The BaggageCorrupt that is the cause of a failure, if one is."""
+    if failure.__cause__ is None:
+        return None
+    found = [one for one in leaves(failure.__cause__) if isinstance(one, durable().BaggageCorrupt)]
+    return found[0] if found else None
+
+
 def is_durable(cls: type) -> bool:
     """Whether objects of the class are of a durable kind."""
     return hasattr(cls, "_durable_kind")

@@ -75,12 +75,12 @@ async def test_nothing_is_left_of_a_session(end: Callable[[Client], Awaitable[No
         assert len(here.peer._node.sessions) == len(here.peer._node._by_id) == 1
         assert here.peer._unauthenticated == {}
         # What keeps them is the method that runs on: once it is gone, so are they.
-        for _, public in here.peer._outliving:
+        for _, public in here.peer._methods._outliving:
             for method in public.methods:
                 method.cancel()
         del _, public, method
         await until(lambda: here.victim.running == 0)
-        here.peer._outliving.clear()
+        here.peer._methods._outliving.clear()
         # Garbage is told of a moment later, and tasks end.
         await until(lambda: gc.collect() >= 0 and all(session() is None for session in sessions))
 

@@ -367,7 +367,7 @@ async def test_withdrawals_of_gifts_that_never_come() -> None:
 @trio_test_real
 async def test_gives_that_name_exporters_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each has us dial whom the attacker names: only so many at once."""
-    monkeypatch.setattr("ocapn.peer._CROSSING", 0.01)  # how long a dial that failed waits for another
+    monkeypatch.setattr("ocapn.dialling._CROSSING", 0.01)  # how long a dial that failed waits for another
     async with scene(Limits(gifts=5)) as here:
         client = await here.attacker()
         listener = await here.place("an exporter")

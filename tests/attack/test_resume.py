@@ -170,7 +170,11 @@ async def until(condition: Callable[[], object]) -> None:
 async def settled(here: Scene, most: int = 0) -> None:
     """Nothing is left of the connections that did not become a session's."""
     await until(
-        lambda: not (sum(here.peer._unauthenticated.values()) > most or (not most and here.peer._attempts))
+        lambda: (
+            not (
+                sum(here.peer._unauthenticated.values()) > most or (not most and here.peer._dialler._attempts)
+            )
+        )
     )
 
 
@@ -286,7 +290,7 @@ async def test_half_finished_resumes_from_many_connections() -> None:
         finally:
             silent.close()
         await settled(here)
-        assert not here.peer._attempts
+        assert not here.peer._dialler._attempts
         gc.collect()
 
 

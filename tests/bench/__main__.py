@@ -10,6 +10,9 @@ and the ratio is what counts: machines differ, and are shared.
     sessions          connect, handshake, first call; against a raw connect and echo
     durable_sequential        one call after another, a baggage on both sides; against two bare SQLite commits
     durable_outstanding_1000  1,000 calls under way, a baggage on both sides; against the same without
+    turn_100k_slots   1,000 calls under way to a peer with a baggage and 100,000 slots; against one with 100
+    opening_100k_slots  a baggage with 100,000 exported objects and a peer with it are opened; against once a second
+    resume            a cut, and the next answer, a baggage on both sides; against a new session and its first answer
     syrup_*           a 150-byte deliver and a 10 kB value; against cbor2 on the same value
 """
 
@@ -18,14 +21,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
+import attrs
 import cbor2
 import trio
 
@@ -35,9 +36,9 @@ from ocapn import E, Symbol, send_only
 from ocapn.codec import syrup
 from ocapn.codec.operations import OPERATIONS
 from ocapn.limits import Limits
-from tests.bench import kept
+from tests.bench import kept, large
+from tests.bench.figures import ROUNDS, Figure, pair, rate, server
 
-ROUNDS = 5
 SMALL: list[object] = [
     "alice",
     "bob",
@@ -48,44 +49,7 @@ SMALL: list[object] = [
 ]
 RAW_MESSAGE = bytes(150)
 
-Figures = dict[str, dict[str, float]]
-Measure = Callable[[], Awaitable[float]]
-
-
-@contextmanager
-def server(pin: int | None = None, *options: str) -> Iterator[tuple[str, int]]:
-    """The served process: the sturdyref's URI, and the port of the raw echo."""
-    command = [sys.executable, "-m", "tests.bench.server", *options]
-    if pin is not None:
-        command += ["--pin", str(pin)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        told = json.loads(process.stdout.readline())
-        yield told["uri"], told["raw"]
-    finally:
-        process.kill()
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
-
-
-async def _rate(count: int, work: Callable[[int], Awaitable[None]]) -> float:
-    start = time.perf_counter()
-    await work(count)
-    return count / (time.perf_counter() - start)
-
-
-async def _pair(ours: Measure, baseline: Measure) -> dict[str, float]:
-    """Medians of both, measured in turn."""
-    await ours()  # warm up
-    await baseline()
-    rates, baselines = [], []
-    for _ in range(ROUNDS):
-        rates.append(await ours())
-        baselines.append(await baseline())
-    rate, base = statistics.median(rates), statistics.median(baselines)
-    return {"rate": round(rate, 1), "baseline": round(base, 1), "ratio": round(rate / base, 3)}
+Figures = dict[str, Figure]
 
 
 class Calls:
@@ -104,14 +68,14 @@ class Calls:
                 while left:
                     left -= len(await self.raw.receive_some())
 
-        return await _rate(int(3000 * self.scale), work)
+        return await rate(int(3000 * self.scale), work)
 
     async def sequential(self) -> float:
         async def work(count: int) -> None:
             for _ in range(count):
                 await E(self.ref).echo(*SMALL)
 
-        return await _rate(int(2000 * self.scale), work)
+        return await rate(int(2000 * self.scale), work)
 
     async def outstanding_1000(self) -> float:
         async def work(count: int) -> None:
@@ -120,7 +84,7 @@ class Calls:
                 for promise in promises:
                     await promise
 
-        return await _rate(max(1000, int(10_000 * self.scale) // 1000 * 1000), work)
+        return await rate(max(1000, int(10_000 * self.scale) // 1000 * 1000), work)
 
     async def one_way(self) -> float:
         session = self.ref._import.session
@@ -136,7 +100,7 @@ class Calls:
             if got != count:
                 raise AssertionError(f"{count} messages were sent, and {got} arrived")
 
-        return await _rate(int(30_000 * self.scale), work)
+        return await rate(int(30_000 * self.scale), work)
 
     async def chain_100(self) -> float:
         async def work(count: int) -> None:
@@ -146,7 +110,7 @@ class Calls:
                     promise = promise.me()
                 await promise
 
-        return await _rate(max(100, int(10_000 * self.scale) // 100 * 100), work)
+        return await rate(max(100, int(10_000 * self.scale) // 100 * 100), work)
 
 
 async def _connected(uri: str, port: int, scale: float, names: list[str]) -> Figures:
@@ -156,11 +120,11 @@ async def _connected(uri: str, port: int, scale: float, names: list[str]) -> Fig
         async with await trio.open_tcp_stream("127.0.0.1", port) as raw:
             calls = Calls(ref, raw, scale)
             for name in names:
-                figures[name] = await _pair(getattr(calls, name), calls.raw_echo)
+                figures[name] = await pair(getattr(calls, name), calls.raw_echo)
     return figures
 
 
-async def _sessions(uri: str, port: int, scale: float) -> dict[str, float]:
+async def _sessions(uri: str, port: int, scale: float) -> Figure:
     sturdyref = ocapn.SturdyRef.parse(uri)
     async with ocapn.open_peer([ocapn.TcpTestingNetlayer(listen=False)]) as peer:
 
@@ -178,7 +142,7 @@ async def _sessions(uri: str, port: int, scale: float) -> dict[str, float]:
                         left -= len(await stream.receive_some())
 
         count = int(200 * scale)
-        return await _pair(lambda: _rate(count, work), lambda: _rate(count, raw_work))
+        return await pair(lambda: rate(count, work), lambda: rate(count, raw_work))
 
 
 def _kept(scale: float, names: list[str]) -> Figures:
@@ -194,28 +158,28 @@ def _kept(scale: float, names: list[str]) -> Figures:
                     bare(count)
 
                 count = int(1000 * scale)
-                figures["durable_sequential"] = await _pair(
-                    lambda: _rate(count, lambda n: kept.sequential(ref, n)), lambda: _rate(count, commits)
+                figures["durable_sequential"] = await pair(
+                    lambda: rate(count, lambda n: kept.sequential(ref, n)), lambda: rate(count, commits)
                 )
                 return
 
             async def without(plain: ocapn.Ref) -> None:
                 count = max(1000, int(10_000 * scale))
-                figures["durable_outstanding_1000"] = await _pair(
-                    lambda: _rate(count, lambda n: kept.outstanding(ref, n)),
-                    lambda: _rate(count, lambda n: kept.outstanding(plain, n)),
+                figures["durable_outstanding_1000"] = await pair(
+                    lambda: rate(count, lambda n: kept.outstanding(ref, n)),
+                    lambda: rate(count, lambda n: kept.outstanding(plain, n)),
                 )
 
             await kept.connected(plain_uri, None, without)
 
         await kept.connected(uri, baggage, with_baggage)
 
-    with kept.directory() as place, server(None, "--counts", "--baggage", str(place / "server")) as (uri, _):
+    with kept.directory() as place, server("--counts", "--baggage", str(place / "server")) as (uri, _):
         if "durable_sequential" in names:
             with durable.open_baggage(place / "client") as baggage:
                 trio.run(both, uri, None, baggage, place)
         if "durable_outstanding_1000" in names:
-            with server(None, "--counts") as (plain, _), durable.open_baggage(place / "other") as baggage:
+            with server("--counts") as (plain, _), durable.open_baggage(place / "other") as baggage:
                 trio.run(both, uri, plain, baggage, place)
     return figures
 
@@ -271,12 +235,7 @@ def _codec(scale: float) -> Figures:
             for _ in range(ROUNDS):
                 rates.append(_timed(ours, 0.3 * scale))
                 baselines.append(_timed(baseline, 0.3 * scale))
-            rate, base = statistics.median(rates), statistics.median(baselines)
-            figures[f"syrup_{verb}_{name}"] = {
-                "rate": round(rate, 1),
-                "baseline": round(base, 1),
-                "ratio": round(rate / base, 3),
-            }
+            figures[f"syrup_{verb}_{name}"] = Figure.of(rates, baselines)
     return figures
 
 
@@ -301,7 +260,7 @@ def main() -> None:
     if wanted("sequential"):
         note("sequential, both processes on one core …")
         core = min(cores)
-        with server(core) as (uri, port):
+        with server("--pin", str(core)) as (uri, port):
             os.sched_setaffinity(0, {core})
             figures |= trio.run(_connected, uri, port, scale, ["sequential"])
             os.sched_setaffinity(0, cores)
@@ -318,16 +277,22 @@ def main() -> None:
     if names:
         note(", ".join(names) + " …")
         figures |= _kept(scale, names)
+    names = wanted("turn_100k_slots", "opening_100k_slots", "resume")
+    if names:
+        note(", ".join(names) + " …")
+        with kept.directory() as place:
+            figures |= large.measure(place, scale, names)
     codec = wanted("syrup_encode_small", "syrup_decode_small", "syrup_encode_10k", "syrup_decode_10k")
     if codec:
         note("Syrup …")
         figures |= {name: figure for name, figure in _codec(scale).items() if name in codec}
     if arguments.json:
-        print(json.dumps(figures))
+        print(json.dumps({name: {**attrs.asdict(one), "ratio": one.ratio} for name, one in figures.items()}))
         return
     print(f"{'':25}{'rate/s':>12}{'baseline/s':>12}{'ratio':>8}")
     for name, figure in figures.items():
-        print(f"{name:25}{figure['rate']:>12,.0f}{figure['baseline']:>12,.0f}{figure['ratio']:>8.2f}")
+        places = 2 if figure.baseline < 10 else 0
+        print(f"{name:25}{figure.rate:>12,.{places}f}{figure.baseline:>12,.{places}f}{figure.ratio:>8.2f}")
 
 
 if __name__ == "__main__":

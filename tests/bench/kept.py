@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
@@ -15,8 +15,6 @@ import trio
 import durable
 import ocapn
 from ocapn import E
-
-Server = Callable[..., AbstractContextManager[tuple[str, int]]]
 
 
 @durable.kind("bench.counter", version=1)

@@ -11,6 +11,7 @@ import trio
 import durable
 import ocapn
 from tests.bench.kept import Counter
+from tests.bench.large import LIMITS, Maker
 
 
 class Served(ocapn.Target):
@@ -46,12 +47,15 @@ async def _echo(stream: trio.SocketStream) -> None:
         pass  # the client measured what it wanted and left
 
 
-async def serve(baggage: durable.Baggage | None, counts: bool) -> None:
+async def serve(baggage: durable.Baggage | None, served: ocapn.Target) -> None:
     """Serves until killed."""
     netlayer = ocapn.TcpTestingNetlayer()
-    async with ocapn.open_peer([netlayer], baggage=baggage) as peer, trio.open_nursery() as nursery:
+    async with (
+        ocapn.open_peer([netlayer], baggage=baggage, limits=LIMITS) as peer,
+        trio.open_nursery() as nursery,
+    ):
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        uri = peer.export(Counter() if counts else Served()).uri
+        uri = peer.export(served).uri
         print(json.dumps({"uri": uri, "raw": listener.socket.getsockname()[1]}), flush=True)
         nursery.start_soon(trio.serve_listeners, _echo, [listener])
 
@@ -62,11 +66,12 @@ def main() -> None:
     parser.add_argument("--pin", type=int)
     parser.add_argument("--baggage", help="keep a counter in this directory")
     parser.add_argument("--counts", action="store_true", help="serve a counter")
+    parser.add_argument("--makes", action="store_true", help="serve a maker of counters")
     given = parser.parse_args()
     if given.pin is not None:
         os.sched_setaffinity(0, {given.pin})
     baggage = None if given.baggage is None else durable.open_baggage(given.baggage)
-    trio.run(serve, baggage, given.counts)
+    trio.run(serve, baggage, Maker() if given.makes else Counter() if given.counts else Served())
 
 
 if __name__ == "__main__":

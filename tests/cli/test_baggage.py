@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -92,6 +93,59 @@ def test_inspect_with_secrets(capsys: pytest.CaptureFixture[str], path: Path) ->
     assert "--secrets" not in out
 
 
+def test_inspect_for_programs(capsys: pytest.CaptureFixture[str], path: Path) -> None:
+    code, out, err = baggage(capsys, "inspect", path, "--json")
+    assert (code, err, out.count("\n")) == (0, "", 1)
+    document = json.loads(out)
+    with durable.open_baggage(path) as opened:
+        (session,), (tombstone,) = inspection.sessions(opened), inspection.tombstones(opened)
+        store = opened.store_id.hex()[:16]
+    (shown,) = document["sessions"]
+    assert shown == {
+        "session": session.id.hex()[:16],
+        "peer": "ocapn://other.memory",
+        "dialled": True,
+        "agreed": True,
+        "cut_at": session.cut_at,
+        **{name: getattr(session, name) for name in ("epoch", "sent", "acked", "received")},
+        **{name: getattr(session, name) for name in ("outbox_frames", "outbox_bytes")},
+        **{name: getattr(session, name) for name in ("exports", "imports", "answers", "questions")},
+    }
+    files = document.pop("files")
+    assert files["state.db"] > 0
+    assert document == {
+        "directory": str(path),
+        "format": 1,
+        "store": store,
+        "sessions": [shown],
+        "tombstones": [
+            {
+                "session": tombstone.id.hex()[:16],
+                "reason": tombstone.reason,
+                "received": tombstone.received,
+                "until": tombstone.until,
+            }
+        ],
+        "objects": [{"kind": "test.inspection.node", "version": 2, "count": 4}],
+        "waiting": document["waiting"],
+        "sturdyrefs": 2,
+        "namespaces": [
+            {"namespace": [], "keys": 2, "bytes": document["namespaces"][0]["bytes"]},
+            {"namespace": ["ledger", "inner"], "keys": 3, "bytes": document["namespaces"][1]["bytes"]},
+        ],
+    }
+    assert document["waiting"].keys() == {"promise", "turn", "gift"}
+    for secret in (b"swiss number", session.id, tombstone.id):
+        assert secret.hex() not in out
+        assert base64.b64encode(secret).decode() not in out
+
+
+def test_inspect_for_programs_with_secrets(capsys: pytest.CaptureFixture[str], path: Path) -> None:
+    document = json.loads(baggage(capsys, "inspect", "--json", "--secrets", path).out)
+    assert len(document["swiss"]) == document["sturdyrefs"] == 2
+    assert {"swiss": {"$bytes": "c3dpc3MgbnVtYmVy"}, "value": {"$object": 2}} in document["swiss"]
+
+
 def test_an_empty_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     durable.open_baggage(tmp_path / "b").close()
     _, out, _ = baggage(capsys, "inspect", tmp_path / "b")
@@ -133,6 +187,33 @@ def test_verify_names_a_row_that_is_damaged(capsys: pytest.CaptureFixture[str], 
         code, _, err = baggage(capsys, action, path)
         assert code == ExitCode.BAGGAGE
         assert err.endswith(said)
+
+
+def test_verify_for_programs(capsys: pytest.CaptureFixture[str], path: Path) -> None:
+    with durable.open_baggage(path) as opened:
+        rows = opened.verify()
+    code, out, err = baggage(capsys, "verify", path, "--json")
+    assert (code, json.loads(out), err) == (0, {"whole": True, "rows": rows}, "")
+    with durable.open_baggage(path) as opened:
+        (session,) = inspection.sessions(opened)
+        opened.remove("outbox", opened.scan("outbox")[-1][0])
+    code, out, err = baggage(capsys, "verify", path, "--json")
+    assert code == ExitCode.FAILED
+    told = json.loads(out)
+    assert told.pop("why") in err
+    row = durable.store.row_name(session.id)
+    assert told == {"whole": False, "file": "state.db", "table": "session", "row": row}
+    (path / "header.cbor").unlink()
+    code, out, _ = baggage(capsys, "verify", path, "--json")
+    assert code == ExitCode.FAILED
+    assert json.loads(out) == {
+        "whole": False,
+        "why": "header.cbor: the header is gone",
+        "file": "header.cbor",
+        "table": None,
+        "row": None,
+    }
+    assert baggage(capsys, "verify", "--json", path / "nosuch").out == ""
 
 
 def test_verify_names_a_row_that_does_not_agree(capsys: pytest.CaptureFixture[str], path: Path) -> None:

@@ -1,6 +1,7 @@
 """A campaign by hand: `python -m tests.crash --points 20000 --seed 1`. What was wrong is printed with how to repeat it.
 
-A quarter of the points is after a disk that failed, a quarter after a process that was killed.
+Of the store, a quarter of the points is after a disk that failed, a quarter after a process that was killed. With
+--stacks it is two peers that both crash, over lives that differ in what they write and in how much they commit at once.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
+from tests.crash import both
 from tests.crash.disk import Disk, Error, materialise, recording
 from tests.crash.script import Found, crash_everywhere, fail_and_recover, kill_and_recover, live, short_life
 
 WAYS = ("none", "all", "random 1", "random 2")
+REPEAT = "PYTHONHASHSEED=0 python -m tests.crash --stacks --seed "
 
 
 def crashes(place: Path, seed: int, commits: int) -> Iterator[tuple[str, Found | None]]:
@@ -56,6 +59,23 @@ def kills(place: Path, seed: int) -> Iterator[tuple[str, Found | None]]:
                 yield f"short life {life}, killed after event {upto}", found
 
 
+def stacks(place: Path, seed: int, life: int | None, event: int | None) -> Iterator[tuple[str, Found | None]]:
+    """Lives of two stacks, each crashed at each boundary in several ways; or one life, or one boundary of it."""
+    for one in itertools.count() if life is None else (life,):
+        name = f"{seed} {one}"
+        disk = both.life(fresh(place / "life"), name, burst=(40, 5, 20, 10)[one % 4])
+        points = [point for point in both.boundaries(disk) if event in (None, point[0])]
+        pairs = Random(name)
+
+        def ways(_: int, pairs: Random = pairs) -> list[both.Ways]:
+            every = [*both.PAIRS, ("random 2", "random 2"), ("all", "random 3"), ("random 3", "all")]
+            return every if event is not None else pairs.sample(every, 4)
+
+        for found in both.crash_both(disk, fresh(place / "after"), ways, seed=seed, points=points):
+            again = "" if found is None else f" --life {one} --event {found.upto}"
+            yield f"{REPEAT}{seed}{again}", found
+
+
 def some(disk: Disk, first: int, place: Path, random: Random) -> Iterator[Found | None]:
     for point in random.sample(range(first, len(disk.events)), 8):
         yield from crash_everywhere(disk, place / "after", lambda _: WAYS[1:], first=point, last=point)
@@ -74,7 +94,14 @@ def main() -> int:
     parser.add_argument("--commits", type=int, default=300, help="in a life that ends with a crash alone")
     parser.add_argument("--wrong", type=int, default=10, help="stop after so many")
     parser.add_argument("--keep", type=Path, help="a directory for the first image that was wrong")
+    parser.add_argument("--stacks", action="store_true", help="two peers, and not the store alone")
+    parser.add_argument("--life", type=int, help="of the stacks: this one only")
+    parser.add_argument("--event", type=int, help="in that life: after this event only, in all ways")
     options = parser.parse_args()
+    if (
+        options.stacks and os.environ.get("PYTHONHASHSEED") != "0"
+    ):  # sets have an order of their own in each process
+        os.execve(sys.executable, sys.orig_argv, os.environ | {"PYTHONHASHSEED": "0"})
     place = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
     began = time.monotonic()
     wrong = points = 0
@@ -84,6 +111,9 @@ def main() -> int:
             itertools.islice(failures(fresh(place / "2"), options.seed), options.points // 4),
             itertools.islice(kills(fresh(place / "3"), options.seed), options.points // 4),
         ]
+        if options.stacks:
+            every = stacks(place, options.seed, options.life, options.event)
+            kinds = [itertools.islice(every, options.points)]
         for what, found in itertools.chain(*kinds):
             points += 1
             if found is not None:

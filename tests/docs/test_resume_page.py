@@ -14,7 +14,8 @@ from ocapn.captp.frames import Terms, read_terms, terms_of
 from ocapn.captp.resume import KEPT, TRANSITIONS
 from ocapn.codec.resumption import REASONS, Claims, ResumeAccept, ResumeSession, Transcript
 from ocapn.connection import _TRIES
-from ocapn.peer import _EXPIRY, _REDIAL, _UNKNOWN
+from ocapn.dialling import _REDIAL, _UNKNOWN
+from ocapn.peer import _EXPIRY
 from tests.conformance.encoding import Rec, Sym, read_one
 
 PAGE = (Path(__file__).resolve().parents[2] / "spec" / "resume.md").read_text()

@@ -32,6 +32,11 @@ def crashed(source: Path, target: Path) -> Path:
     return target
 
 
+def again(baggage: Any) -> durable.MemoryBaggage:
+    """A baggage in memory as the next process finds it after a crash of the one that has it now."""
+    return durable.MemoryBaggage(baggage._store.reopened())
+
+
 class Faulty:
     """A connection that asks before each statement; `ask` raises what the statement is to raise."""
 

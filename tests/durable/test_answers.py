@@ -10,6 +10,7 @@ import trio
 
 import durable
 from ocapn import E, MemoryNetlayer, MemoryNetwork, Peer, RemoteError, Target, make_promise, method, open_peer
+from tests.durable.support import again
 from tests.support import trio_test
 
 
@@ -84,47 +85,44 @@ async def test_an_answer_that_comes_while_the_process_lives() -> None:
 
 
 @pytest.mark.parametrize("when", ["while it is down", "after the restart"])
-def test_an_answer_that_comes_to_another_process(when: str) -> None:
-    @trio_test
-    async def run() -> None:
-        network, slow = MemoryNetwork(), Slow()
-        first = durable.MemoryBaggage()
-        async with open_peer([MemoryNetlayer(network, "b")]) as b:
-            async with open_peer([MemoryNetlayer(network, "a")], baggage=first) as a:
-                asker = await asking(a, first, b, slow)
-                asker.ask(1)
-                asker.ask(-2)
-                promise, _ = make_promise()
-                durable.when(promise, asker, "fulfilled", "broken")
-                forgotten = E(asker.to).later(5)
-                await settle()
-                assert slow.asked == [1, -2, 5]
-            del forgotten
-            if when == "while it is down":
-                slow.go.set()
-                await settle()
-            baggage = durable.MemoryBaggage(first._store.reopened())  # type: ignore[attr-defined]
-            async with open_peer([MemoryNetlayer(network, "a")], baggage=baggage) as a:
-                asker = baggage["asker"]
-                await settle()
-                slow.go.set()
-                await settle()
-                assert asker.got == (10,)
-                assert sorted(asker.failed) == [
-                    "PeerRestarted: the promise ended with the process that had it",
-                    "RemoteError: -2 is negative",
-                ]
-                assert slow.asked == [1, -2, 5]
-                await settle()
-                assert a.sessions[0].stats()["questions"] == b.sessions[0].stats()["answers"] == 0
-                a.check()
-                b.check()
-            baggage = durable.MemoryBaggage(baggage._store.reopened())  # type: ignore[attr-defined]
-            async with open_peer([MemoryNetlayer(network, "a")], baggage=baggage):
-                await settle()
-                assert baggage["asker"].got == (10,)  # told once
-
-    run()
+@trio_test
+async def test_an_answer_that_comes_to_another_process(when: str) -> None:
+    network, slow = MemoryNetwork(), Slow()
+    first = durable.MemoryBaggage()
+    async with open_peer([MemoryNetlayer(network, "b")]) as b:
+        async with open_peer([MemoryNetlayer(network, "a")], baggage=first) as a:
+            asker = await asking(a, first, b, slow)
+            asker.ask(1)
+            asker.ask(-2)
+            promise, _ = make_promise()
+            durable.when(promise, asker, "fulfilled", "broken")
+            forgotten = E(asker.to).later(5)
+            await settle()
+            assert slow.asked == [1, -2, 5]
+        del forgotten
+        if when == "while it is down":
+            slow.go.set()
+            await settle()
+        baggage = again(first)
+        async with open_peer([MemoryNetlayer(network, "a")], baggage=baggage) as a:
+            asker = baggage["asker"]
+            await settle()
+            slow.go.set()
+            await settle()
+            assert asker.got == (10,)
+            assert sorted(asker.failed) == [
+                "PeerRestarted: the promise ended with the process that had it",
+                "RemoteError: -2 is negative",
+            ]
+            assert slow.asked == [1, -2, 5]
+            await settle()
+            assert a.sessions[0].stats()["questions"] == b.sessions[0].stats()["answers"] == 0
+            a.check()
+            b.check()
+        baggage = again(baggage)
+        async with open_peer([MemoryNetlayer(network, "a")], baggage=baggage):
+            await settle()
+            assert baggage["asker"].got == (10,)  # told once
 
 
 @trio_test

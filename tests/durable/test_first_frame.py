@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 import pytest
 import trio
 
 import durable
-from ocapn import E, MemoryNetlayer, MemoryNetwork, SessionLost, Target, method, open_peer
+from ocapn import E, MemoryNetlayer, MemoryNetwork, Peer, SessionLost, Target, method, open_peer
 from ocapn.connection import _TRIES
+from tests.durable.support import again
 from tests.support import trio_test
 
 
@@ -27,74 +30,72 @@ class Fatal(Target):
     def hit(self) -> int:
         self.calls += 1
         if FATAL:
-            FATAL[0].on_commit = crashed  # nothing gets to the disk any more
+            FATAL[0]._store.on_commit = crashed  # type: ignore[attr-defined]  # nothing gets to the disk any more
             raise Power
         return self.calls
 
 
-#: The store of the process that ends, if it is to.
-FATAL: list[durable.MemoryStore] = []
+#: The baggage of the process that ends, if it is to.
+FATAL: list[durable.MemoryBaggage] = []
 
 
 def crashed(changes: object) -> None:
     raise durable.BaggageFailed("the process has ended")
 
 
-@pytest.mark.parametrize("fatal", [2, _TRIES - 1, _TRIES, _TRIES + 7])
-def test_a_frame_that_ends_the_process(fatal: int) -> None:
-    @trio_test
-    async def run() -> None:
-        network, baggage = MemoryNetwork(), durable.MemoryBaggage()
-        async with open_peer([MemoryNetlayer(network, "b")]) as b:
-            async with open_peer([MemoryNetlayer(network, "a")], baggage=baggage) as a:
-                ref = await b.enliven(a.export(baggage.provide("fatal", Fatal)))
-                assert await E(ref).hit() == 1
-                await trio.sleep(1)
-            answer = E(ref).hit()
-            ended = 0
-            for life in range(fatal):
-                store = baggage._store.reopened()  # type: ignore[attr-defined]
-                FATAL[:] = [store]
-                baggage = durable.MemoryBaggage(store)
-                try:
-                    async with open_peer([MemoryNetlayer(network, "a")], baggage=baggage):
-                        await trio.sleep(300)
-                        ended = ended or life
-                except* (Power, durable.BaggageFailed):
-                    pass
-            FATAL.clear()
-            baggage = durable.MemoryBaggage(baggage._store.reopened())  # type: ignore[attr-defined]
-            async with open_peer([MemoryNetlayer(network, "a")], baggage=baggage):
-                if fatal < _TRIES:
-                    assert await answer == 2
-                    assert ended == 0
-                else:
-                    assert ended == (_TRIES if fatal > _TRIES else 0)  # that life was not ended by it
-                    with pytest.raises(SessionLost):
-                        await answer
-                assert baggage.scan("node", b"trying/") == []
+async def asked(network: MemoryNetwork, b: Peer) -> tuple[Any, durable.MemoryBaggage]:
+    """What `b` waits for from a process that has ended, and the baggage that it has left."""
+    baggage = durable.MemoryBaggage()
+    async with open_peer([MemoryNetlayer(network, "a")], baggage=baggage) as a:
+        ref = await b.enliven(a.export(baggage.provide("fatal", Fatal)))
+        assert await E(ref).hit() == 1
+        await trio.sleep(1)
+    return E(ref).hit(), baggage
 
-    run()
+
+@pytest.mark.parametrize("fatal", [2, _TRIES - 1, _TRIES, _TRIES + 7])
+@trio_test
+async def test_a_frame_that_ends_the_process(fatal: int) -> None:
+    network = MemoryNetwork()
+    async with open_peer([MemoryNetlayer(network, "b")]) as b:
+        answer, baggage = await asked(network, b)
+        ended = 0
+        for life in range(fatal):
+            baggage = again(baggage)
+            FATAL[:] = [baggage]
+            try:
+                async with open_peer([MemoryNetlayer(network, "a")], baggage=baggage):
+                    await trio.sleep(300)
+                    ended = ended or life
+            except* (Power, durable.BaggageFailed):
+                pass
+        FATAL.clear()
+        baggage = again(baggage)
+        async with open_peer([MemoryNetlayer(network, "a")], baggage=baggage):
+            if fatal < _TRIES:
+                assert await answer == 2
+                assert ended == 0
+            else:
+                assert ended == (_TRIES if fatal > _TRIES else 0)  # that life was not ended by it
+                with pytest.raises(SessionLost):
+                    await answer
+            assert baggage.scan("node", b"trying/") == []
 
 
 @trio_test
 async def test_a_frame_that_was_not_begun_with_is_not_to_blame() -> None:
     """Connections that go away between the count and the frame: found by killing both processes at random."""
-    network, baggage = MemoryNetwork(), durable.MemoryBaggage()
+    network = MemoryNetwork()
     async with open_peer([MemoryNetlayer(network, "b")]) as b:
-        async with open_peer([MemoryNetlayer(network, "a")], baggage=baggage) as a:
-            ref = await b.enliven(a.export(baggage.provide("fatal", Fatal)))
-            assert await E(ref).hit() == 1
-            await trio.sleep(1)
-        answer = E(ref).hit()
+        answer, baggage = await asked(network, b)
         for _ in range(10):
-            baggage = durable.MemoryBaggage(baggage._store.reopened())  # type: ignore[attr-defined]
+            baggage = again(baggage)
             async with open_peer([MemoryNetlayer(network, "a")], baggage=baggage) as a:
                 keeper, (core,) = a._node.keeper, a._node.suspended.values()
                 assert keeper is not None
                 for _ in range(10):
                     assert keeper.tries(core) == 1
                     keeper.spared(core)
-        baggage = durable.MemoryBaggage(baggage._store.reopened())  # type: ignore[attr-defined]
+        baggage = again(baggage)
         async with open_peer([MemoryNetlayer(network, "a")], baggage=baggage):
             assert await answer == 2

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
 from durable import TABLES, MemoryBaggage
 from durable.directory import _finish, _start
 from durable.header import Header, read_header, write_header
+from ocapn.cli import serve
+from ocapn.cli.baggage import SERVED_SWISS
 
 PAGE = (Path(__file__).resolve().parents[2] / "spec" / "baggage.md").read_text()
 STORE_ID = bytes(range(32))
 
 
+def _table(header: str) -> str:
+    return PAGE[PAGE.index(header) :].split("\n\n")[0]
+
+
 def test_the_tables() -> None:
-    rows = re.findall(r"^\| `(\w+)` \|", PAGE[PAGE.index("| table | key |") :], re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \|", _table("| table | key |"), re.MULTILINE)
     assert tuple(dict.fromkeys(rows)) == ("meta", *TABLES)
+
+
+def test_the_namespaces_of_the_commands() -> None:
+    source = inspect.getsource(serve)
+    assert f"inside `{serve._SPACE}`" in PAGE
+    for name in re.findall(r"^\| `(\w+)`", _table("| namespace | key | value |"), re.MULTILINE):
+        assert f'"{name}"' in source
+    assert SERVED_SWISS == (serve._SPACE, "swiss")
 
 
 def test_the_header(tmp_path: Path) -> None:

@@ -675,7 +675,7 @@ async def _well(network: MemoryNetwork, peer: Peer) -> None:
     assert peer.sessions == []
     assert peer._connections == {}
     assert peer._unauthenticated == {}
-    assert peer._wanted == {}
+    assert peer._dialler._wanted == {}
     assert peer._node.dials == {}
     assert not network.links_between("raw", peer.locator().designator)
     ref = peer.export(Echo())
@@ -862,7 +862,7 @@ def test_who_answers_a_dial_badly_is_no_session(case: str) -> None:
             await trio.sleep(2)
             tasks.cancel_scope.cancel()
             assert a._connections == {}
-            assert a._wanted == {}
+            assert a._dialler._wanted == {}
             assert a._node.dials == {}
 
     run()

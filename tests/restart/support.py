@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 import trio
@@ -18,7 +18,7 @@ import trio
 import durable
 import ocapn
 from durable.store import Changes
-from ocapn import MemoryNetlayer, MemoryNetwork, Peer, open_peer
+from ocapn import E, MemoryNetlayer, MemoryNetwork, Peer, open_peer
 from ocapn.captp.session import Session
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
@@ -306,7 +306,16 @@ def _agree(mine: dict[int, int], theirs: dict[int, int], leaky: bool) -> bool:
     return all(mine.get(one, 0) >= count for one, count in theirs.items()) if leaky else mine == theirs
 
 
-def unbalanced(processes: Iterable[Process], *, leaky: bool = LEAKS) -> list[str]:
+class Side(Protocol):
+    """What there is to know of a process to compare it with others."""
+
+    name: str
+    lives: int
+    alive: bool
+    peer: Peer
+
+
+def unbalanced(processes: Iterable[Side], *, leaky: bool = LEAKS) -> list[str]:
     """What the two sides of each session between living processes disagree about."""
     processes = list(processes)
     leaky = leaky and any(process.lives > 1 for process in processes)
@@ -455,6 +464,72 @@ class Streamer(ocapn.Target):
     broken: int = 0
 
 
+@durable.kind("restart.relay", version=1)
+@attrs.define(eq=False)
+class Relay(ocapn.Target):
+    """Passes on, and writes down what it is told."""
+
+    to: object = None
+    #: What it was asked for, and with which number.
+    asked: tuple[tuple[str, int], ...] = ()
+    seen: tuple[int, ...] = ()
+    told: tuple[object, ...] = ()
+    failed: tuple[str, ...] = ()
+
+    @ocapn.method
+    def note(self, number: int) -> int:
+        self.seen = (*self.seen, number)
+        return 10 * number
+
+    @ocapn.method
+    def hold(self, thing: object) -> None:
+        self.to = thing
+
+    @ocapn.method
+    def give(self) -> object:
+        return self.to
+
+    @ocapn.method
+    def self_(self) -> object:
+        return self
+
+    @ocapn.method
+    def pass_on(self, number: int) -> object:
+        return E(self.to).note(number)
+
+    @ocapn.method
+    def pass_behind(self, number: int) -> object:
+        """The answer waits for a turn that waits."""
+        ocapn.send_only(self.to).pause()
+        return E(self.to).note(number)
+
+    @ocapn.method
+    def far(self) -> object:
+        """What the far one holds."""
+        return E(self.to).give()
+
+    @ocapn.method
+    def listed(self, number: int) -> object:
+        return {"of": [E(self.to).note(number)]}
+
+    @ocapn.method
+    def watch(self, promise: object) -> None:
+        durable.when(promise, self, "tell", "fail")
+
+    @ocapn.method
+    async def pause(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def then(self, value: object) -> None:
+        ocapn.send_only(value).note(99)
+
+    def tell(self, value: object) -> None:
+        self.told = (*self.told, value)
+
+    def fail(self, error: Exception) -> None:
+        self.failed = (*self.failed, str(error))
+
+
 class Echo(ocapn.Target):
     """Ends with its process."""
 
@@ -488,3 +563,19 @@ async def linked(a: Process, b: Process) -> Any:
     holder.held = ref
     await a.peer.settled()
     return ref
+
+
+def relay(process: Process) -> Relay:
+    found: Relay = process.baggage["relay"]
+    return found
+
+
+def watch(process: Process, promise: Any) -> None:
+    """Has the relay of the process told what the promise becomes."""
+    durable.when(promise, relay(process), "tell", "fail")
+
+
+async def related(one: Process, other: Process, key: str = "relay") -> Any:
+    """What `one` holds of the relay of `other`."""
+    target = other.baggage.provide(key, Relay)
+    return await one.peer.enliven(other.peer.export(target, key.encode()))

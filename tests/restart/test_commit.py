@@ -92,7 +92,7 @@ async def test_a_failing_commit_ends_the_peer_and_nothing_of_it_was_sent() -> No
     network = MemoryNetwork()
     gate = Gate()
     async with open_peer([MemoryNetlayer(network, "a")]) as a:
-        with pytest.raises(BaseException) as failed:  # noqa: PT011, PT012
+        with pytest.raises(durable.BaggageFailed, match="the disk is gone"):  # noqa: PT012
             async with open_peer([MemoryNetlayer(network, "b")], baggage=gate) as b:
                 ledger = gate.provide("ledger", Ledger)
                 ref = await a.enliven(b.export(ledger))
@@ -101,10 +101,6 @@ async def test_a_failing_commit_ends_the_peer_and_nothing_of_it_was_sent() -> No
                 received = a.sessions[0].stats()["messages_received"]
                 answer = E(ref).note(1)
                 await trio.sleep(10)
-        found = failed.value
-        while isinstance(found, BaseExceptionGroup):
-            found = found.exceptions[0]
-        assert isinstance(found, durable.BaggageFailed)
         assert not is_settled(answer)
         assert a.sessions[0].stats()["messages_received"] == received
         assert a.sessions[0].status == "suspended"
@@ -138,29 +134,28 @@ async def test_an_async_method_begins_after_the_commit_of_its_frame_and_not_agai
 
 @pytest.mark.parametrize("late", [0, 1, 2, 3, 5, 8, 12, 20])
 @pytest.mark.parametrize("mode", ["before", "after"])
-def test_messages_behind_an_async_method_are_not_lost_and_keep_their_order(mode: str, late: int) -> None:
-    @trio_test
-    async def run() -> None:
-        async with two() as (a, b):
-            ref = await linked(a, b)
-            start = b.disk.commits
-            b.disk.point = lambda number: mode if number == start + 1 + late else None
-            send_only(ref).later(0)
-            for number in range(1, 6):
-                send_only(ref).note(number)
-                if number == 3:
-                    send_only(ref).later(30)
-            with inside(b):
-                send_only(b.baggage["ledger"]).note(99)
-            await trio.sleep(2)
-            if not b.alive:
-                b.disk.point = lambda number: None
-                await b.start()
-            await trio.sleep(2)
-            seen = b.baggage["ledger"].seen
-            assert [number for number in seen if number in range(1, 6)] == [1, 2, 3, 4, 5], seen
-            # An `async` method runs at most once.
-            assert seen.count(0) <= 1 >= seen.count(30)
-            assert seen.count(99) <= 1
-
-    run()
+@trio_test
+async def test_messages_behind_an_async_method_are_not_lost_and_keep_their_order(
+    mode: str, late: int
+) -> None:
+    async with two() as (a, b):
+        ref = await linked(a, b)
+        start = b.disk.commits
+        b.disk.point = lambda number: mode if number == start + 1 + late else None
+        send_only(ref).later(0)
+        for number in range(1, 6):
+            send_only(ref).note(number)
+            if number == 3:
+                send_only(ref).later(30)
+        with inside(b):
+            send_only(b.baggage["ledger"]).note(99)
+        await trio.sleep(2)
+        if not b.alive:
+            b.disk.point = lambda number: None
+            await b.start()
+        await trio.sleep(2)
+        seen = b.baggage["ledger"].seen
+        assert [number for number in seen if number in range(1, 6)] == [1, 2, 3, 4, 5], seen
+        # An `async` method runs at most once.
+        assert seen.count(0) <= 1 >= seen.count(30)
+        assert seen.count(99) <= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 import trio
 
@@ -9,6 +10,7 @@ import durable
 import durable.sessions
 import ocapn
 from ocapn import E, MemoryNetlayer, MemoryNetwork, RolledBack, SessionLost, is_settled, open_peer
+from ocapn.commits import Commits
 from tests.restart.support import Disk, agreed, linked, two, world
 from tests.support import trio_test
 
@@ -93,6 +95,28 @@ async def test_an_expired_session_is_refused_and_its_tombstone_goes(monkeypatch:
         assert not any(b"tombstone/" in key for key in a.disk._tables["node"])
 
 
+@trio_test
+async def test_tombstones_go_each_in_its_time_after_a_restart() -> None:
+    async with world() as place:
+        limits = ocapn.Limits(tombstone_life=100.0)
+        a, b = [await place.process(name, limits=limits).start() for name in "ab"]
+        for _ in range(5):
+            await linked(a, b)
+            a.peer.sessions[0].end("enough")
+            await trio.sleep(10)
+        order = list(a.peer.node._tombstones)
+        now = trio.current_time()
+        await a.again()
+        for session_id, tombstone in list(
+            a.peer.node._tombstones.items()
+        ):  # what the wall clock would have said
+            until = now + 55 + 10 * order.index(session_id)
+            a.peer.node._tombstones[session_id] = attrs.evolve(tombstone, until=until)
+        for left in (4, 3, 2, 1, 0):
+            await trio.sleep(62 if left == 4 else 10)
+            assert set(a.peer.node._tombstones) == set(order[5 - left :])
+
+
 @pytest.mark.parametrize("who", ["a", "b"])
 def test_an_older_copy_is_noticed(who: str) -> None:
     @trio_test
@@ -144,3 +168,27 @@ async def test_ending_a_live_session_of_two_peers_with_baggages() -> None:
             assert process.peer.sessions == []
             assert not process.disk._tables["slot"]
             assert not process.disk._tables["outbox"]
+
+
+def test_a_session_that_was_ended_and_the_next_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end waits for its commit, and so does the start that follows it."""
+    written = Commits._written
+
+    def slow(self: Commits, failed: Exception | None) -> None:
+        async def later() -> None:
+            await trio.sleep(0.01)
+            written(self, failed)
+
+        trio.lowlevel.spawn_system_task(later)
+
+    @trio_test
+    async def run() -> None:
+        async with two() as (a, b):
+            await linked(a, b)
+            monkeypatch.setattr(Commits, "_written", slow)
+            for _ in range(3):
+                a.peer.sessions[0].end()
+                ref = await a.peer.enliven(b.sturdyref(b"ledger"))
+                assert await E(ref).note(1) > 0
+
+    run()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
+from unittest import mock
 
 import attrs
 import pytest
@@ -12,7 +13,7 @@ import trio
 import durable
 import ocapn
 from ocapn import E, send_only
-from tests.restart.support import Ledger, balanced, inside, linked, two, world
+from tests.restart.support import Ledger, Process, balanced, inside, linked, two, world
 from tests.support import trio_test
 
 
@@ -190,3 +191,49 @@ async def test_a_method_that_never_begins_is_closed() -> None:
             await b.ended.wait()
         gc.collect()
     assert not [one for one in warned if "never awaited" in str(one.message)]
+
+
+@trio_test
+async def test_a_restarted_peer_is_at_rest_while_the_other_is_away() -> None:
+    """It had taken more frames than are acknowledged at once, and turned for ever: nobody was there to be told."""
+    async with two(check=False) as (a, b):
+        ref = await linked(a, b)
+        for number in range(80):
+            send_only(ref).note(number)
+        await balanced(a, b)
+        a.crash()
+        await b.again()
+        b.baggage["row"] = 1  # any commit
+        with mock.patch.object(b.peer, "pump", wraps=b.peer.pump) as pump:
+            for _ in range(1000):
+                await trio.lowlevel.checkpoint()
+        assert pump.call_count < 20
+
+
+@trio_test
+async def test_garbage_of_before_the_agreement_survives_a_crash() -> None:
+    """The session is first kept when a resolver of the peer has been told already, and not yet returned."""
+    async with world(check=False) as place:
+        a, b = place.process("a"), place.process("b")
+        for process in (a, b):
+            await process.start()
+            process.peer.export(process.baggage.provide("ledger", Ledger), b"ledger")
+        async with (
+            trio.open_nursery() as nursery
+        ):  # the one whose dial loses asks for something before it is asked
+            nursery.start_soon(a.peer.enliven, b.sturdyref(b"ledger"))
+            nursery.start_soon(b.peer.enliven, a.sturdyref(b"ledger"))
+        await agreed_on_disk(a, b)
+        for process in (a, b):
+            process.crash()
+        for process in (a, b):
+            await process.start()
+        await balanced(a, b, leaky=False)
+
+
+async def agreed_on_disk(*processes: Process) -> None:
+    """Returns at once when that is so, before garbage is sent."""
+    while not all(one.durable for process in processes for one in process.peer.sessions):
+        await trio.lowlevel.checkpoint()
+    for process in processes:
+        await process.peer.settled()

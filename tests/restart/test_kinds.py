@@ -95,23 +95,20 @@ async def test_every_kind_of_value_in_a_field_comes_back() -> None:
     ],
     ids=str,
 )
-def test_what_a_field_cannot_hold_is_refused_with_its_path(value: object, why: str) -> None:
-    @trio_test
-    async def run() -> None:
-        async with world() as place:
-            a = await place.process("a").start()
-            ledger = a.baggage.provide("ledger", Ledger)
-            with pytest.raises(durable.NotStorable, match=why) as refused:
-                ledger.held = value
-            assert refused.value.path.startswith("restart.ledger.held") or "surrogate" in why
-            assert ledger.held is None
-            with pytest.raises(durable.NotStorable, match=why):
-                a.baggage["new"] = Ledger(held=value)
-            assert "new" not in a.baggage
-            await trio.sleep(5)
-            assert a.alive, a.failure
-
-    run()
+@trio_test
+async def test_what_a_field_cannot_hold_is_refused_with_its_path(value: object, why: str) -> None:
+    async with world() as place:
+        a = await place.process("a").start()
+        ledger = a.baggage.provide("ledger", Ledger)
+        with pytest.raises(durable.NotStorable, match=why) as refused:
+            ledger.held = value
+        assert refused.value.path.startswith("restart.ledger.held") or "surrogate" in why
+        assert ledger.held is None
+        with pytest.raises(durable.NotStorable, match=why):
+            a.baggage["new"] = Ledger(held=value)
+        assert "new" not in a.baggage
+        await trio.sleep(5)
+        assert a.alive, a.failure
 
 
 @trio_test
@@ -182,16 +179,13 @@ def _deep(levels: int) -> object:
 
 
 @pytest.mark.parametrize("thing", [[Symbol("a")] * 200_000, _deep(60)], ids=["large", "deep"])
-def test_no_value_from_another_peer_ends_this_one(thing: object) -> None:
-    @trio_test
-    async def run() -> None:
-        async with two() as (a, b):
-            ref = await a.peer.enliven(b.peer.export(Giver()))
-            await agreed(a, b)
-            assert await E(ref).echo(thing) == thing
-            assert b.alive, b.failure
-
-    run()
+@trio_test
+async def test_no_value_from_another_peer_ends_this_one(thing: object) -> None:
+    async with two() as (a, b):
+        ref = await a.peer.enliven(b.peer.export(Giver()))
+        await agreed(a, b)
+        assert await E(ref).echo(thing) == thing
+        assert b.alive, b.failure
 
 
 @trio_test

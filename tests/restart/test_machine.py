@@ -8,11 +8,25 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import durable
 import ocapn
 from ocapn import E, send_only
-from tests.restart.support import Echo, Process, balanced, linked, world
+from tests.restart.support import (
+    Echo,
+    Process,
+    Relay,
+    balanced,
+    inside,
+    linked,
+    related,
+    relay,
+    watch,
+    world,
+)
 from tests.support import trio_test
 
+#: Numbers from here on are sent without an answer.
+HALF: Final = 1_000_000
 #: What is done, and to whom or how much.
 Step = tuple[str, Any]
 
@@ -21,6 +35,9 @@ _SIDES: Final = st.sampled_from("ab")
 _POINTS: Final = st.tuples(
     st.sampled_from(("a", "b", "ab", "ba")), st.integers(1, 4), st.sampled_from(("before", "after"))
 )
+#: What the relay of one side asks that of the other for, to be told in the end. The answer waits for a while: for the
+#: asker's own side, for a turn that has not begun, or it is in a promise that is exported.
+ASKS: Final = ("pass on", "far", "listed", "behind", "behind far", "own", "watch", "send back")
 STEPS: Final = st.one_of(
     st.tuples(st.just("call"), _SIDES),
     st.tuples(st.just("send"), _SIDES),
@@ -30,6 +47,8 @@ STEPS: Final = st.one_of(
     st.tuples(st.just("pass own"), _SIDES),
     st.tuples(st.just("pass back"), _SIDES),
     st.tuples(st.just("drop"), _SIDES),
+    st.tuples(st.sampled_from(ASKS), _SIDES),
+    st.tuples(st.sampled_from(ASKS), _SIDES),
     st.tuples(st.just("wait"), st.sampled_from((0.0, 0.005, 0.02, 1.0))),
     st.tuples(st.just("cut"), st.none()),
     st.tuples(st.just("crash"), st.sampled_from(("a", "b", "ab"))),
@@ -99,6 +118,9 @@ class Play:
 
     async def send(self, process: Process, what: str) -> None:
         """The number that is sent and the count of them are changed in one turn."""
+        if what in ASKS:
+            self.ask(process, what)
+            return
         holder, ledger = process.baggage["holder"], process.baggage["ledger"]
         to = holder.held
         if what in ("call", "send", "fail"):
@@ -119,8 +141,73 @@ class Play:
         else:
             send_only(to).drop()
 
+    def ask(self, process: Process, what: str) -> None:
+        own = relay(process)
+        number = 2 * len(own.asked) + (process.name == "b")
+        own.asked = (*own.asked, (what, number))
+        to: Any = own.to
+        if what == "pass on":
+            watch(process, E(to).pass_on(number))
+        elif what == "far":
+            far = E(to).far()
+            send_only(far).note(number + HALF)
+            watch(process, far.note(number))
+        elif what == "listed":
+            watch(process, ocapn.index(ocapn.field(E(to).listed(number), "of"), 0))
+        elif what == "behind":
+            send_only(to).pause()
+            watch(process, E(to).self_().note(number))
+        elif what == "behind far":
+            send_only(to).pause()
+            far = E(to).far()
+            send_only(far).note(number + HALF)
+            watch(process, far.pass_on(number))
+        elif what == "own":
+            with inside(process):
+                send_only(own).pause()
+                watch(process, E(own).far().note(number))
+        elif what == "watch":
+            send_only(to).watch(E(to).pass_on(number))
+        else:
+            send_only(to).watch(E(to).self_())
+            self.answers.append(E(to).listed(number))
+
+    def expected(self, process: Process, other: Process) -> tuple[list[Any], list[Any]]:
+        """The numbers that the relay of a process has to have, and what it has to have been told."""
+        seen: list[int] = []
+        told: list[object] = []
+        for what, number in relay(process).asked:
+            if what in ("pass on", "listed", "behind far", "own", "watch", "send back"):
+                seen.append(number)
+            if what in ("pass on", "far", "listed", "behind", "behind far", "own"):
+                told.append(10 * number)
+        for what, number in relay(other).asked:
+            if what in ("far", "behind"):
+                seen.append(number)
+            if what in ("far", "behind far"):
+                seen.append(number + HALF)
+            if what == "watch":
+                told.append(10 * number)
+            elif what == "send back":
+                told.append("itself")
+        return sorted(seen), sorted(map(str, told))
+
+    def check_waiting(self) -> None:
+        a, b = self.sides.values()
+        for one, other in ((a, b), (b, a)):
+            found = relay(one)
+            seen, told = self.expected(one, other)
+            assert sorted(found.seen) == seen, f"{one.name} has {found.seen}, and not {seen}"
+            got = sorted("itself" if value is found else str(value) for value in found.told)
+            assert got == told, f"{one.name} was told {found.told}, and not {told}"
+            assert found.failed == (), f"{one.name} was told {found.failed}"
+            for which in (("pass on", "listed", "watch", "send back"), ("behind",)):
+                numbers = [number for what, number in relay(one).asked if what in which]
+                by = relay(other) if which == ("behind",) else found
+                assert [number for number in by.seen if number in numbers] == numbers, "not in order"
+
     async def check(self) -> None:
-        """Everything that was committed to be sent came once, in order."""
+        """Everything that was committed to be sent came once, in order; what waited goes on, and is told once."""
         with trio.fail_after(2000):
             while not all(
                 process.alive and len(process.peer.sessions) == 1 for process in self.sides.values()
@@ -132,6 +219,7 @@ class Play:
         for one, other in ((a, b), (b, a)):
             sent, got = one.baggage["holder"].seen, other.baggage["ledger"].seen
             assert got == sent, f"{one.name} has sent {sent}, {other.name} has {got}"
+        self.check_waiting()
 
 
 async def play(steps: list[Step], delay: float = 0.0) -> None:
@@ -139,6 +227,10 @@ async def play(steps: list[Step], delay: float = 0.0) -> None:
         a, b = await place.process("a").start(), await place.process("b").start()
         await linked(a, b)
         await linked(b, a)
+        for one, other in ((a, b), (b, a)):
+            one.baggage.provide("relay", Relay)
+            relay(one).to = await related(one, other)
+            await one.peer.settled()
         run = Play(a, b)
         for what, of in steps:
             await run.step(what, of)
@@ -150,7 +242,7 @@ async def play(steps: list[Step], delay: float = 0.0) -> None:
             with trio.move_on_after(5):
                 try:
                     await answer
-                except (ocapn.RemoteError, ocapn.SessionEnded):
+                except (ocapn.RemoteError, ocapn.SessionEnded, durable.BaggageFailed):
                     pass
 
 

@@ -32,50 +32,44 @@ def broken(text: str) -> Iterator[None]:
 
 
 @WHO
-def test_state_references_and_sturdyrefs(who: str) -> None:
-    @trio_test
-    async def run() -> None:
-        async with two() as (a, b):
-            ref = await linked(a, b)
-            assert await E(ref).note(1) == 1
-            own = a.baggage.provide("ledger", Ledger)
-            assert await E(ref).hold(own) is None
-            await b.peer.settled()
-            next_export = a.peer.sessions[0]._core.tables.next_export
-            await crash(who, a, b)
-            ref = a.baggage["holder"].held
-            assert a.baggage.provide("ledger", Ledger) is a.baggage["ledger"]
-            assert await E(ref).note(2) == 2
-            assert b.baggage["ledger"].seen == (1, 2)
-            assert await E(ref).give() is a.baggage["ledger"]  # back to its own
-            assert await a.peer.enliven(b.sturdyref(b"ledger")) is ref
-            assert await E(b.baggage["ledger"].held).note(9) == 1
-            assert a.baggage["ledger"].seen == (9,)
-            assert a.peer.sessions[0]._core.tables.next_export > next_export
-
-    run()
+@trio_test
+async def test_state_references_and_sturdyrefs(who: str) -> None:
+    async with two() as (a, b):
+        ref = await linked(a, b)
+        assert await E(ref).note(1) == 1
+        own = a.baggage.provide("ledger", Ledger)
+        assert await E(ref).hold(own) is None
+        await b.peer.settled()
+        next_export = a.peer.sessions[0]._core.tables.next_export
+        await crash(who, a, b)
+        ref = a.baggage["holder"].held
+        assert a.baggage.provide("ledger", Ledger) is a.baggage["ledger"]
+        assert await E(ref).note(2) == 2
+        assert b.baggage["ledger"].seen == (1, 2)
+        assert await E(ref).give() is a.baggage["ledger"]  # back to its own
+        assert await a.peer.enliven(b.sturdyref(b"ledger")) is ref
+        assert await E(b.baggage["ledger"].held).note(9) == 1
+        assert a.baggage["ledger"].seen == (9,)
+        assert a.peer.sessions[0]._core.tables.next_export > next_export
 
 
 @WHO
-def test_an_ephemeral_export_is_lost(who: str) -> None:
-    @trio_test
-    async def run() -> None:
-        async with two() as (a, b):
-            await linked(a, b)
-            holder = a.baggage["holder"]
-            holder.held = await a.peer.enliven(b.peer.export(Echo()))
-            await a.peer.settled()
-            await crash(who, a, b)
-            answer = E(a.baggage["holder"].held).note(1)
-            if "b" in who:
-                with broken("^ObjectLost: "):
-                    await answer
-            else:
-                assert await answer == 1
-            del answer
-            a.baggage["holder"].held = None
-
-    run()
+@trio_test
+async def test_an_ephemeral_export_is_lost(who: str) -> None:
+    async with two() as (a, b):
+        await linked(a, b)
+        holder = a.baggage["holder"]
+        holder.held = await a.peer.enliven(b.peer.export(Echo()))
+        await a.peer.settled()
+        await crash(who, a, b)
+        answer = E(a.baggage["holder"].held).note(1)
+        if "b" in who:
+            with broken("^ObjectLost: "):
+                await answer
+        else:
+            assert await answer == 1
+        del answer
+        a.baggage["holder"].held = None
 
 
 @trio_test
@@ -108,34 +102,31 @@ async def test_what_the_dead_process_asked_is_released() -> None:
 
 @pytest.mark.parametrize("settled", [False, True])
 @WHO
-def test_a_promise_that_was_passed(who: str, settled: bool) -> None:
-    @trio_test
-    async def run() -> None:
-        async with two() as (a, b):
-            ref = await linked(a, b)
-            own = a.baggage.provide("own", Ledger)
-            with inside(a):
-                promise: Any = E(own).note(1) if settled else E(own).never(1)
-            keeper = Echo()
-            echo = await a.peer.enliven(b.peer.export(keeper))
-            answer = E(echo).echo(promise)
-            await trio.sleep(1)
-            await crash(who, a, b)
-            if "a" not in who:
-                if settled:
-                    assert await answer == 1
-                else:
-                    with trio.move_on_after(5):
-                        await answer
-                    with inside(a):
-                        assert await E(own).note(2) == 2
-                ref = a.baggage["holder"].held
+@trio_test
+async def test_a_promise_that_was_passed(who: str, settled: bool) -> None:
+    async with two() as (a, b):
+        ref = await linked(a, b)
+        own = a.baggage.provide("own", Ledger)
+        with inside(a):
+            promise: Any = E(own).note(1) if settled else E(own).never(1)
+        keeper = Echo()
+        echo = await a.peer.enliven(b.peer.export(keeper))
+        answer = E(echo).echo(promise)
+        await trio.sleep(1)
+        await crash(who, a, b)
+        if "a" not in who:
+            if settled:
+                assert await answer == 1
             else:
-                ref = a.baggage["holder"].held
-            assert await E(ref).note(3) == 1
-            del answer, promise, echo
-
-    run()
+                with trio.move_on_after(5):
+                    await answer
+                with inside(a):
+                    assert await E(own).note(2) == 2
+            ref = a.baggage["holder"].held
+        else:
+            ref = a.baggage["holder"].held
+        assert await E(ref).note(3) == 1
+        del answer, promise, echo
 
 
 @trio_test

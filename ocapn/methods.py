@@ -1,0 +1,170 @@
+"""How `async` methods run: each is a task, and counts against the limits of the session that called it.
+
+They may outlive their session. With a baggage a method begins once the message that called it is committed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import CoroutineType
+from typing import Any, Final, final
+
+import trio
+
+from ocapn.captp.delivery import crossing
+from ocapn.captp.node import LATER, Node, Turn
+from ocapn.captp.passing import copy_result
+from ocapn.captp.session import LARGE
+from ocapn.captp.session import Session as CoreSession
+from ocapn.errors import RemoteError, TooBusy
+from ocapn.limits import Limits
+from ocapn.sessions import Session
+
+#: In place of the id of a session, for methods begun when it had ended.
+_LATE: Final = 0
+
+
+@final
+class Methods:
+    """The running `async` methods of a peer.
+
+    `publics` has the sessions that are not over and forgotten; `kept` says whether what happens is committed; `pump`
+    is called when a method has ended, and sends what it has left to be sent.
+    """
+
+    __slots__ = (
+        "_kept",
+        "_limits",
+        "_node",
+        "_nursery",
+        "_outliving",
+        "_publics",
+        "_pump",
+        "_running",
+        "_scopes",
+        "_unbegun",
+    )
+
+    def __init__(
+        self,
+        node: Node,
+        limits: Limits,
+        publics: Mapping[CoreSession, Session],
+        kept: bool,
+        pump: Callable[[], None],
+    ) -> None:
+        self._node = node
+        self._limits = limits
+        self._publics = publics
+        self._kept = kept
+        self._pump = pump
+        self._running: dict[int, int] = {}  # methods, by the id of the session that called them
+        #: Sessions that have ended, with methods that run on, the oldest first.
+        self._outliving: list[tuple[CoreSession, Session]] = []
+        self._scopes: set[trio.CancelScope] = set()  # of methods that no session called
+        #: Methods whose message is not committed yet.
+        self._unbegun: set[CoroutineType[Any, Any, object]] = set()
+        self._nursery: trio.Nursery | None = None
+
+    def run_in(self, nursery: trio.Nursery) -> None:
+        """The nursery that methods run in, before the first is started."""
+        self._nursery = nursery
+
+    def cancel(self) -> None:
+        """Cancels what runs, and what will."""
+        assert self._nursery is not None
+        self._nursery.cancel_scope.cancel()
+
+    def close(self) -> None:
+        """Nothing runs any more: what has not begun never will."""
+        for coroutine in self._unbegun:
+            coroutine.close()
+
+    def start(self, coroutine: CoroutineType[Any, Any, object], turn: Turn) -> object:
+        """Makes an `async` method a task. Messages to its target wait until it has run its first step."""
+        source = turn.source
+        key = id(source)
+        running = self._running.get(key, 0)
+        scopes = self._scopes
+        if source is not None:
+            public = self._publics.get(source)
+            if public is None:  # the session is over: nobody will count what it has running
+                key = _LATE
+                running = self._running.get(key, 0)
+            else:
+                scopes = public.methods
+            if running >= self._limits.running_methods:
+                coroutine.close()
+                raise TooBusy(f"{running} methods run for this session already")
+            if turn.size >= LARGE and not source.keep(turn.size):
+                coroutine.close()
+                raise TooBusy("too many bytes are kept for methods that run for this session")
+        self._running[key] = running + 1
+        self._node.hold_back(turn.target)
+        if not self._kept:
+            self._begin(coroutine, turn, key, scopes)
+        else:  # once the message is committed, so that no restart runs the method again
+            self._unbegun.add(coroutine)
+            self._node.event(lambda: self._begin(coroutine, turn, key, scopes))
+        return LATER
+
+    def _begin(
+        self, coroutine: CoroutineType[Any, Any, object], turn: Turn, key: int, scopes: set[trio.CancelScope]
+    ) -> None:
+        assert self._nursery is not None
+        self._unbegun.discard(coroutine)
+        self._nursery.start_soon(self._run_in_scope, coroutine, turn, key, scopes)
+
+    async def _run_in_scope(
+        self, coroutine: CoroutineType[Any, Any, object], turn: Turn, key: int, scopes: set[trio.CancelScope]
+    ) -> None:
+        with trio.CancelScope() as scope:
+            scopes.add(scope)
+            try:
+                await self._run_method(coroutine, turn, key)
+            finally:
+                scopes.discard(scope)
+
+    async def _run_method(self, coroutine: CoroutineType[Any, Any, object], turn: Turn, key: int) -> None:
+        # trio runs this task without a break up to the coroutine's first checkpoint, so what is let go here is
+        # begun only after that first step.
+        self._node.go_on(turn.target)
+        answer = turn.answer
+        try:
+            result = copy_result(await coroutine, self._limits)
+        except Exception as error:
+            if answer is None:
+                self._node.log_lost(error, turn.source)
+            else:
+                answer.break_with(crossing(error))
+        except trio.Cancelled:
+            if answer is not None:
+                answer.break_with(RemoteError("the method was cancelled"))
+            raise
+        else:
+            if answer is not None:
+                answer.resolve(result)
+        finally:
+            if turn.source is not None and turn.size >= LARGE:
+                turn.source.kept_bytes -= turn.size
+            left = self._running[key] - 1
+            if left:
+                self._running[key] = left
+            else:
+                del self._running[key]
+        self._pump()
+
+    def outlive(self, session: CoreSession, public: Session) -> None:
+        """Methods run on though their session has ended: as many as one session may have, for all that have."""
+        running = self._running
+        if id(session) not in running:
+            return
+        outliving = [one for one in self._outliving if id(one[0]) in running]
+        outliving.append((session, public))
+        left = sum(running[id(one)] for one, _ in outliving)
+        while left > self._limits.running_methods:
+            oldest, its = outliving.pop(0)
+            left -= running[id(oldest)]
+            for scope in its.methods:
+                scope.cancel()
+        self._outliving = outliving

@@ -1,0 +1,180 @@
+"""The application's end of a session: its status, its events, its counts.
+
+A `Session` outlasts the connections of its session, and is the same one whatever connection carries it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Literal, final
+
+import attrs
+import trio
+
+from ocapn.captp.session import Session as CoreSession
+from ocapn.errors import SessionEnded, fresh
+from ocapn.model.locators import PeerLocator
+from ocapn.promise import waited
+from ocapn.trace import Tracer
+
+Status = Literal["live", "suspended", "ended"]
+#: Events that one listener may leave unread; of more it learns how many.
+_EVENTS: Final = 64
+
+
+@final
+@attrs.frozen
+class SessionEvent:
+    """A session was cut (`suspended`), has resumed (`live`) or is over (`ended`, and why).
+
+    `missed` counts the events before it that this listener was too slow for.
+    """
+
+    status: Status
+    why: SessionEnded | None
+    missed: int
+
+
+@final
+class _Listener:
+    """One that listens to the events of a session."""
+
+    __slots__ = ("missed", "send")
+
+    def __init__(self, send: trio.MemorySendChannel[SessionEvent]) -> None:
+        self.send = send
+        self.missed = 0
+
+    def tell(self, status: Status, why: SessionEnded | None) -> bool:
+        """Whether it still listens."""
+        try:
+            self.send.send_nowait(SessionEvent(status, why, self.missed))
+        except trio.WouldBlock:
+            self.missed += 1
+        except trio.BrokenResourceError:
+            return False
+        else:
+            self.missed = 0
+        return True
+
+
+@final
+class Session:
+    """A session with another peer, for applications that want to know: `peer.sessions`."""
+
+    __slots__ = ("_core", "_listeners", "_room", "methods")
+
+    def __init__(self, core: CoreSession) -> None:
+        self._core = core
+        self._listeners: list[_Listener] = []
+        self._room = trio.Event()
+        #: The running `async` methods that the other peer called. They may outlive the session.
+        self.methods: set[trio.CancelScope] = set()
+
+    @property
+    def location(self) -> PeerLocator:
+        """Where the other peer says it is."""
+        return self._core.location
+
+    @property
+    def netlayer(self) -> str:
+        """The transport that carries the session."""
+        return self._core.location.transport
+
+    @property
+    def authenticated(self) -> bool:
+        """Whether the netlayer proved to us that the other peer is the one that `location` names.
+
+        Of a durable session without a connection: whether it did on the last.
+        """
+        return self._core.authenticated
+
+    @property
+    def ended(self) -> SessionEnded | None:
+        """Why the session is over, or None while it lives."""
+        return self._core.ended
+
+    @property
+    def durable(self) -> bool:
+        """Whether the session survives its connection: both peers have agreed on it."""
+        return self._core.durable
+
+    @property
+    def status(self) -> Status:
+        """`suspended`: a durable session that was cut, and waits for a connection to go on."""
+        core = self._core
+        if core.ended is not None:
+            return "ended"
+        return "live" if core.attached else "suspended"
+
+    def end(self, reason: str = "session ended") -> None:
+        """Ends the session with op:abort: `reason` is sent. Its references break on both sides, for good.
+
+        The peer of a suspended session learns it when it tries to resume.
+        """
+        self._core.abort(reason)  # the peer is woken; a pump here would run turns in the caller's stack
+
+    async def writable(self) -> None:
+        """Waits until the outbox has room for application messages. Raises SessionEnded."""
+        core = self._core
+        await trio.lowlevel.checkpoint()
+        while core.ended is None and not core.has_room:
+            if self._room.is_set():
+                self._room = trio.Event()
+            await waited(core.node, self._room)
+        if core.ended is not None:
+            raise fresh(core.ended)
+
+    def events(self) -> trio.MemoryReceiveChannel[SessionEvent]:
+        """What becomes of the session from now on: `async with session.events() as events: async for event in events`.
+
+        Any number may listen; nobody who is slow holds up the session. Ends after `ended`, and with the peer.
+        """
+        send, receive = trio.open_memory_channel[SessionEvent](_EVENTS)
+        if self._core.ended is None:
+            self._listeners.append(_Listener(send))
+        else:
+            send.send_nowait(SessionEvent("ended", self._core.ended, 0))
+            send.close()
+        return receive
+
+    def tell(self) -> None:
+        """The status has changed."""
+        status, why = self.status, self._core.ended
+        self._listeners = [one for one in self._listeners if one.tell(status, why)]
+        if why is not None:
+            self.tell_no_more()
+
+    def tell_no_more(self) -> None:
+        """The session is over, or its peer is closed."""
+        for listener in self._listeners:
+            listener.send.close()
+        self._listeners.clear()
+
+    def make_room(self) -> None:
+        """Something has left the outbox, or the session is over: wakes who waits, if that is enough."""
+        if not self._room.is_set() and (self._core.has_room or self._core.ended is not None):
+            self._room.set()
+
+    def stats(self) -> dict[str, int]:
+        """Counts of messages and bytes since the start, and the present sizes of queues and tables."""
+        return self._core.stats()
+
+    def dump(self) -> dict[str, object]:
+        """Every slot of the session, readable, without secrets."""
+        return self._core.dump()
+
+    def check(self) -> None:
+        """The invariants of the session's tables. Raises AssertionError naming the first that does not hold."""
+        self._core.check()
+
+    def trace(self, write: Callable[[str], object] | None, *, secrets: bool = False) -> None:
+        """Switches the wire trace on, a line a message to `write`, or off with None.
+
+        Lines are in the notation of the specification. Swiss numbers and gift ids are left out unless `secrets`;
+        what applications send is not.
+        """
+        self._core.trace = None if write is None else Tracer(write, secrets=secrets)
+
+    def __repr__(self) -> str:
+        return repr(self._core)
