@@ -355,7 +355,7 @@ class SessionKeeper:
 
     def _record(self, session: Session, frames: Frames) -> list[Any]:
         tables, form, terms = session.tables, session.form, frames.terms
-        count, floor, used = session.handoff_counts
+        handoffs = session.handoffs
         return [
             session.key.seed,
             session.peer_key,
@@ -366,7 +366,7 @@ class SessionKeeper:
             [frames.epoch, frames.proven, frames.sent, frames.acked, frames.taken],
             [frames.acked_digest, frames.taken_digest],
             [tables.next_export, tables.next_question],
-            [count, floor, sorted(used)],
+            [handoffs.next, handoffs.floor, sorted(handoffs.used)],
             0 if session.attached else int(time.time() - (self._node.now() - frames.since)),
         ]
 
@@ -487,7 +487,8 @@ class SessionKeeper:
         )
         tables = session.tables
         tables.next_export, tables.next_question = positions
-        session.handoff_counts = (handoffs[0], handoffs[1], set(handoffs[2]))
+        used = session.handoffs
+        used.next, used.floor, used.used = handoffs[0], handoffs[1], set(handoffs[2])
         self._stored[session_id] = _Stored(acked + 1, sent, taken)
         asleep = 0.0 if not since else max(0.0, time.time() - since)
         session.restored(frames, node.now() - asleep)

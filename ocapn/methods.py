@@ -14,7 +14,7 @@ import trio
 from ocapn.captp.delivery import crossing
 from ocapn.captp.node import LATER, Node, Turn
 from ocapn.captp.passing import copy_result
-from ocapn.captp.session import LARGE
+from ocapn.captp.receiving import LARGE
 from ocapn.captp.session import Session as CoreSession
 from ocapn.errors import RemoteError, TooBusy
 from ocapn.limits import Limits

@@ -15,6 +15,7 @@ import ocapn
 from durable.sessions import SessionKeeper
 from ocapn import E, Limits, MemoryNetlayer, MemoryNetwork, open_peer
 from ocapn.captp.frames import Frames
+from ocapn.captp.handoff import HandoffCounts
 from ocapn.captp.node import Node, TurnResult
 from ocapn.captp.session import Session
 from ocapn.captp.tables import Export, Tables
@@ -286,7 +287,7 @@ def begins_before_the_last(session: Session) -> None:
 
 
 def begins_handoffs_again(session: Session) -> None:
-    session.handoff_counts = (0, 0, set())
+    session.handoffs = HandoffCounts()
 
 
 def frees_and_uses_again(patch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,41 @@ DEPOSIT_GIFT = Symbol("deposit-gift")
 #: Gifts of ended sessions that are kept, in limits of one session.
 _OUTLIVING: Final = 10
 
+#: Handoff counts that are told apart. Peers count up, so those far below the highest are not to be expected.
+_COUNTS: Final = 1000
+
 _GiftKey = tuple[bytes, bytes]  # gifter-exporter session id, gift id
+
+
+@final
+class HandoffCounts:
+    """The counts in the withdrawals of one session: none is used twice.
+
+    `next` is ours. Of the peer's, all below `floor` are used, and those in `used`.
+    """
+
+    __slots__ = ("floor", "next", "used")
+
+    def __init__(self) -> None:
+        self.next = 0
+        self.floor = 0
+        self.used: set[int] = set()
+
+    def draw(self) -> int:
+        """One of ours."""
+        self.next += 1
+        return self.next - 1
+
+    def use(self, count: int) -> bool:
+        """Whether the peer had not used `count` before. Only so many of the highest are told apart."""
+        used = self.used
+        if count < self.floor or count in used:
+            return False
+        used.add(count)
+        if len(used) > 2 * _COUNTS:
+            self.floor = sorted(used)[-_COUNTS]
+            self.used = {one for one in used if one >= self.floor}
+        return True
 
 
 @final
@@ -115,7 +149,7 @@ class Gifts:
                 raise RemoteError("the handoff-receive is not signed by the receiver that the give names")
             if session.ended is not None:
                 raise RemoteError("the session has ended")
-            if not session.use_handoff_count(receive.count):
+            if not session.handoffs.use(receive.count):
                 raise RemoteError("the handoff count was used before in this session")
             return self._take(give, session.id)
         except RemoteError as error:
@@ -295,7 +329,7 @@ def _withdraw(key: SessionKey, envelope: Envelope, vow: Vow, exporter: Session |
     def withdraw() -> None:
         try:
             claim = sign_receive(
-                key, exporter.id, exporter.key.public_id, exporter.next_handoff_count(), envelope.wire
+                key, exporter.id, exporter.key.public_id, exporter.handoffs.draw(), envelope.wire
             )
             question = exporter.deliver(exporter.bootstrap, [WITHDRAW_GIFT, Certificate(claim)])
         except OCapNError as error:

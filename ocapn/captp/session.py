@@ -9,28 +9,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from ocapn.captp.bootstrap import BREAK, FULFILL, Bootstrap, ResolverTarget, resolve
+from ocapn.captp.bootstrap import BREAK, FULFILL, ResolverTarget
 from ocapn.captp.delivery import (
     BROKEN,
     FULFILLED,
     PENDING,
     LocalTarget,
-    Message,
     PromiseHandle,
     RefHandle,
     RemoteVow,
-    Selection,
     Sent,
-    Telling,
     Vow,
     Waiting,
     broken,
     crossing,
-    select,
 )
 from ocapn.captp.frames import DURABLE_SESSION, Agreement, Frames, read_terms, terms_of
-from ocapn.captp.handoff import DEPOSIT_GIFT, Certificate, receive_give
+from ocapn.captp.handoff import DEPOSIT_GIFT, Certificate, HandoffCounts
 from ocapn.captp.outbox import Outbox
+from ocapn.captp.receiving import Receiver
 from ocapn.captp.tables import Export, Tables
 from ocapn.codec.operations import (
     ANSWER,
@@ -41,15 +38,7 @@ from ocapn.codec.operations import (
     Abort,
     Deliver,
     Descriptor,
-    Envelope,
     Form,
-    GcAnswers,
-    GcExports,
-    Give,
-    Listen,
-    Receive,
-    Select,
-    StartSession,
     descriptor_bytes,
     write_abort,
     write_listen,
@@ -65,15 +54,12 @@ from ocapn.errors import (
     NotPassable,
     OCapNError,
     RemoteError,
-    RemoteProtocolError,
     RolledBack,
     SessionEnded,
     SessionLost,
-    TooBusy,
     fresh,
 )
 from ocapn.model.locators import PeerLocator
-from ocapn.model.values import Symbol, Tagged
 
 if TYPE_CHECKING:
     from ocapn.captp.node import Node
@@ -87,10 +73,6 @@ _ALIVE: Final = 15.0
 #: A suspended session with nothing in its tables is kept for this long, seconds.
 _EMPTY_LIFE: Final = 60.0
 
-#: Messages of fewer bytes are not counted for what their arguments take: their number is bounded.
-LARGE: Final = 4096
-#: Handoff counts that are told apart. Peers count up, so those far below the highest are not to be expected.
-_HANDOFF_COUNTS: Final = 1000
 
 Trace = Callable[[str, bytes], None]
 
@@ -113,17 +95,12 @@ class Session:
 
     __slots__ = (
         "__weakref__",
-        "_bootstrap",
         "_decoder",
         "_encoder",
         "_exported",
         "_gifts",
-        "_handoff_count",
-        "_handoff_counts",
-        "_handoff_floor",
-        "_large_answers",
         "_many_watchers",
-        "_parts",
+        "_receiver",
         "_spent",
         "_undecided",
         "_watchers",
@@ -136,6 +113,7 @@ class Session:
         "ended",
         "form",
         "frames",
+        "handoffs",
         "held",
         "held_bytes",
         "id",
@@ -212,15 +190,12 @@ class Session:
         self._spent = RemoteVow(self, ANSWER, 0, b"")
         self._spent.state = BROKEN
         self._spent.released = True
-        self._bootstrap = Bootstrap(self)
+        self._receiver = Receiver(self)
         self._decoder = Decoder(node.limits, OPERATIONS)
         self._encoder = Encoder(node.limits, self._write_reference, form.text_order)
         self._exported: list[Export] = []  # by the message being encoded
         self._gifts: list[tuple[RefHandle, bytes]] = []  # likewise
-        self._handoff_count = 0
-        self._handoff_counts: set[int] = set()
-        self._handoff_floor = 0  # every count below it is used
-        self._large_answers: dict[int, int] = {}  # answers to large messages: position to size
+        self.handoffs = HandoffCounts()
         self._undecided: list[Callable[[], None]] = []
         self._watchers: list[Vow] = []
         self._many_watchers = 64  # from which on it is looked which of them are still wanted
@@ -274,97 +249,12 @@ class Session:
         if frames is not None and frames.agreement is Agreement.UNDECIDED and frames.taken == 1:
             self._decide(operation)
         if type(operation) is Deliver:
-            self._receive_deliver(operation)
-        elif type(operation) is GcExports:
-            if operation.old_form:
-                self.form.old_gc = True
-            self.tables.returned(operation.positions, operation.deltas)
-        elif type(operation) is GcAnswers:
-            if operation.old_form:
-                self.form.old_gc = True
-            self.tables.answers_released(operation.positions)
-            if self._large_answers:
-                for position in operation.positions:
-                    self.kept_bytes -= self._large_answers.pop(position, 0)
-        elif type(operation) is Listen:
-            self._receive_listen(operation)
-        elif type(operation) is Select:
-            self._receive_select(operation)
+            self._receiver.deliver(operation)
         elif type(operation) is Abort:
             self._end(Aborted(operation.reason))
             raise Aborted(operation.reason)  # another: one that was raised keeps the frames that it passed
-        elif type(operation) is StartSession:
-            raise RemoteProtocolError("op:start-session came a second time on this connection")
         else:
-            raise RemoteProtocolError("malformed: a message is a record whose label names an operation")
-
-    def _receive_deliver(self, operation: Deliver) -> None:
-        if operation.old_form:
-            self.form.old_deliver = True
-        to = operation.to
-        position = to.position
-        args = operation.args
-        target: object
-        if to.kind == ANSWER:
-            target = self._answer_at(position)
-        elif position == 0:
-            target = self._bootstrap
-        else:
-            slot = self.tables.exports.get(position)
-            if slot is None:
-                raise RemoteProtocolError(
-                    f"a message to export {position}, which was never exported or is freed"
-                )
-            target = slot.value
-        if operation.references:
-            bootstrap = target is self._bootstrap
-            self._incoming(args, bootstrap)
-        answer: Vow | None = None
-        if operation.answer >= 0 or operation.resolver is not None:
-            answer = Vow(self.node)
-            if operation.answer >= 0:
-                self.tables.answer(operation.answer, answer)
-            if operation.resolver is not None:
-                # Old peers want a promise at once of what the bootstrap object does not have yet, such as a gift.
-                partial = self.form.old_deliver and target is self._bootstrap
-                self._tell_later(answer, operation.resolver, partial)
-            if operation.answer >= 0 and self.reading >= LARGE:
-                if not self.keep(self.reading):
-                    answer.break_with(TooBusy("too many bytes are kept for answers that are not released"))
-                    return
-                self._large_answers[operation.answer] = self.reading
-        if isinstance(target, LocalTarget):
-            self.node.enqueue(target, args, answer, self)
-        elif type(target) is RemoteVow and to.kind == EXPORT:
-            try:
-                resolve(target, args)
-            except RemoteError as error:
-                self._failed(answer, error)
-            else:
-                spent = self.tables.exports.get(position)  # none if what was told has ended the session
-                if target.state != PENDING and spent is not None:
-                    spent.value = self._spent  # a peer that never returns it must not keep the value alive
-                    self.tables.touch("export", position)
-                if answer is not None:
-                    answer.resolve(None)
-        else:
-            vow = target._vow if isinstance(target, PromiseHandle) else target
-            assert isinstance(vow, Vow)
-            self._to_promise(vow.end(), Message(args, answer, self))
-
-    def _failed(self, answer: Vow | None, error: BaseException) -> None:
-        if answer is None:
-            self.node.log_lost(error, self)
-        else:
-            answer.break_with(error)
-
-    def _to_promise(self, vow: Vow, message: Sent) -> None:
-        if vow.state == PENDING and (not isinstance(vow, RemoteVow) or vow.asked_again):
-            message.hold(self, self.reading)
-            limits = self.node.limits
-            if len(self.held) > limits.queued_messages or not self.keep(0):
-                raise RemoteProtocolError("too many messages to promises that are not resolved")
-        vow.add(message)
+            self._receiver.other(operation)
 
     def keep(self, size: int) -> bool:
         """Counts bytes whose arguments are kept, in `kept_bytes`, if the limit allows; says whether it does."""
@@ -378,82 +268,6 @@ class Session:
         error = RemoteError("the session that sent this has ended, and what it sent waited too long")
         for item in list(self.held):
             item.drop(error)
-
-    def _receive_listen(self, operation: Listen) -> None:
-        target = self._recipient(operation.to)
-        if isinstance(target, LocalTarget):
-            vow = Vow(self.node)
-            vow.resolve(target)
-        else:
-            vow = target.end()
-        self._tell_later(vow, operation.resolver)
-
-    def _receive_select(self, operation: Select) -> None:
-        receiver = self._recipient(operation.receiver)
-        answer = Vow(self.node)
-        self.tables.answer(operation.answer, answer)
-        if isinstance(receiver, LocalTarget):
-            try:
-                answer.resolve(select(receiver, operation.kind, operation.key))
-            except RemoteError as error:
-                answer.break_with(error)
-        else:
-            self._to_promise(receiver.end(), Selection(operation.kind, operation.key, answer, self))
-
-    def _tell_later(self, vow: Vow, resolver: Descriptor, partial: bool = False) -> None:
-        self.tables.import_resolver(resolver.position, resolver.kind == PROMISE)
-        vow.add(Telling(self, resolver.position, partial))
-
-    def _answer_at(self, position: int) -> Vow:
-        vow = self.tables.answers.get(position)
-        if vow is None:
-            raise RemoteProtocolError(f"answer {position} was never asked for or is released")
-        return vow
-
-    def _recipient(self, to: Descriptor) -> LocalTarget | Vow:
-        """What a desc:export or desc:answer names."""
-        if to.kind == ANSWER:
-            return self._answer_at(to.position)
-        value = self._export_at(to.position)
-        return value._vow if isinstance(value, PromiseHandle) else value
-
-    def _export_at(self, position: int) -> LocalTarget | PromiseHandle:
-        if position == 0:
-            return self._bootstrap
-        slot = self.tables.exports.get(position)
-        if slot is None:
-            raise RemoteProtocolError(f"export {position} was never exported or is freed")
-        value = slot.value
-        return ResolverTarget(value) if isinstance(value, RemoteVow) else value
-
-    def _incoming(self, value: object, certificates: bool) -> object:
-        """The value with references in place of descriptors; signed receives pass only to the bootstrap."""
-        kind = type(value)
-        if kind is str or kind is int or kind is bytes or kind is Symbol:
-            return value
-        if isinstance(value, Descriptor):
-            if value.kind == EXPORT:
-                return self._export_at(value.position)
-            if value.kind == ANSWER:
-                return self._answer_at(value.position).handle()
-            return self.tables.import_slot(self, value.position, value.kind == PROMISE).handle()
-        if isinstance(value, list):  # containers were made by the decoder, for us: they are changed in place
-            for i, item in enumerate(value):
-                value[i] = self._incoming(item, certificates)
-        elif isinstance(value, dict):
-            for key, item in value.items():
-                value[key] = self._incoming(item, certificates)
-        elif isinstance(value, Tagged):
-            value.value = self._incoming(value.value, certificates)
-        elif isinstance(value, Envelope):
-            if isinstance(value.signed, Give):
-                return receive_give(self, value).handle()
-            if not certificates:
-                raise RemoteProtocolError("a desc:handoff-receive is for the bootstrap object alone")
-        elif isinstance(value, (Give, Receive)):
-            name = "give" if isinstance(value, Give) else "receive"
-            raise RemoteProtocolError(f"a desc:handoff-{name} stands in a desc:sig-envelope")
-        return value
 
     # Sending
 
@@ -634,7 +448,7 @@ class Session:
         elif isinstance(value, ResolverTarget):
             self._export(encoder, value, ~id(value.vow), OBJECT)  # the promise has id(vow)
         elif isinstance(value, LocalTarget):
-            if value is self._bootstrap:
+            if value is self._receiver.bootstrap:
                 encoder.parts.append(descriptor_bytes(OBJECT, 0))
             else:
                 self._export(encoder, value, id(value), OBJECT)
@@ -821,33 +635,6 @@ class Session:
         assert frames is not None
         return frames.terms.life if frames.kept or any(self.tables.sizes().values()) else _EMPTY_LIFE
 
-    # Handoffs
-
-    def next_handoff_count(self) -> int:
-        self._handoff_count += 1
-        self.node.touch(self)
-        return self._handoff_count - 1
-
-    def use_handoff_count(self, count: int) -> bool:
-        """Whether the peer had not used `count` before. Only so many of the highest are told apart."""
-        used = self._handoff_counts
-        if count < self._handoff_floor or count in used:
-            return False
-        used.add(count)
-        if len(used) > 2 * _HANDOFF_COUNTS:
-            self._handoff_floor = sorted(used)[-_HANDOFF_COUNTS]
-            self._handoff_counts = {one for one in used if one >= self._handoff_floor}
-        return True
-
-    @property
-    def handoff_counts(self) -> tuple[int, int, set[int]]:
-        """The next handoff count of ours; every count of the peer's below it is used; those above that are."""
-        return self._handoff_count, self._handoff_floor, self._handoff_counts
-
-    @handoff_counts.setter
-    def handoff_counts(self, counts: tuple[int, int, set[int]]) -> None:
-        self._handoff_count, self._handoff_floor, self._handoff_counts = counts
-
     @property
     def spent(self) -> RemoteVow:
         """What stands in the exports table for a resolver that has no use any more."""
@@ -950,7 +737,7 @@ class Session:
         for vow in watchers:
             vow.resolve(error)
         self.tables = Tables(self.node.limits)
-        self._large_answers.clear()
+        self._receiver.forget()
         self.outbox.forget_garbage()
         if self.held:
             self.node.left_behind(self)

@@ -408,17 +408,17 @@ def test_handoff_counts_take_bounded_memory() -> None:
     _, _, link = pair()
     session = link.b
     for count in range(100_000):
-        assert session.use_handoff_count(count)
+        assert session.handoffs.use(count)
         if not count % 997:
-            assert not session.use_handoff_count(count)
-            assert len(session._handoff_counts) <= 2_000
-    assert not session.use_handoff_count(0)
-    assert not session.use_handoff_count(99_999)
-    assert session.use_handoff_count(2**63 - 1)
-    assert session.use_handoff_count(100_000)
+            assert not session.handoffs.use(count)
+            assert len(session.handoffs.used) <= 2_000
+    assert not session.handoffs.use(0)
+    assert not session.handoffs.use(99_999)
+    assert session.handoffs.use(2**63 - 1)
+    assert session.handoffs.use(100_000)
     for count in range(2**62, 2**62 + 5_000):
-        session.use_handoff_count(count)
-    assert len(session._handoff_counts) <= 2_000
+        session.handoffs.use(count)
+    assert len(session.handoffs.used) <= 2_000
 
 
 @trio_test_real
