@@ -233,12 +233,9 @@ class Baggage(Namespace):
     def cut(self) -> Batch | None:
         """Closes the batch of the changes so far; None if there are none. RuntimeError inside a transaction."""
         self._check()
-        if not self._depth and self._gather is not None:
+        self.ready()
+        if self._gather is not None:
             self._gather()
-        if self._depth:
-            raise RuntimeError(
-                "a transaction is open: nothing may await, flush or close between its beginning and its end"
-            )
         if not self.dirty:
             return None
         batch = Batch(self._number, self._current, self._scrub)
@@ -246,6 +243,13 @@ class Baggage(Namespace):
         self._current, self._scrub = {}, False
         self._number += 1
         return batch
+
+    def ready(self) -> None:
+        """Raises RuntimeError inside a transaction."""
+        if self._depth:
+            raise RuntimeError(
+                "a transaction is open: nothing may await, flush or close between its beginning and its end"
+            )
 
     def write(self, batches: Sequence[Batch]) -> None:
         """Commits the batches, in the order of their cuts, as one; those that `flush` has committed are passed over.

@@ -148,7 +148,7 @@ class DirectoryStore:
                 self._append(changes)
                 if self._recent_size > self._log_size:
                     self._settle()
-                    # Not TRUNCATE: to write over a file again is twice as fast as to have it grow.
+                    # Not TRUNCATE: to write over a file again costs less than to have it grow.
                     self._checkpoint("RESTART")
 
     def scrub(self) -> None:

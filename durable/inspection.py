@@ -22,7 +22,7 @@ from durable.store import TABLES, row_name
 #: Of tables and rows read so far.
 Progress = Callable[[str, int], None]
 
-#: As `durable.sessions` has them.
+#: As `durable.values` has it.
 _MAX_DEPTH: Final = 256
 _NEXT_OBJECT: Final = b"next-object"
 _TOMBSTONE: Final = b"tombstone/"

@@ -17,10 +17,11 @@ from durable.baggage import Baggage
 from durable.errors import BaggageCorrupt, BaggageNewer, DurableError, NotStorable
 from durable.objects import MissingKind, adopt, blank, disown, fill, kinds, state_of, upgraded
 from durable.records import decode, encode
-from durable.values import FIELD, SAVED, Values, check_row, decode_row, encode_row
+from durable.values import FIELD, SAVED, Values, check_packed, decode_row, encode_row
 from ocapn.captp.delivery import CoreTarget
 from ocapn.captp.node import Node
 from ocapn.captp.tables import Export, Tables
+from ocapn.errors import ObjectLost
 
 if TYPE_CHECKING:
     from ocapn.captp.session import Session
@@ -38,13 +39,10 @@ Held = tuple["Session", int]
 class _Unreadable(CoreTarget):
     """In the place of an object whose row is damaged: what is sent to it breaks, and nothing else does."""
 
-    __slots__ = ("error",)
-
-    def __init__(self, error: BaggageCorrupt) -> None:
-        self.error = error
+    __slots__ = ()
 
     def call(self, args: list[object]) -> object:
-        raise self.error
+        raise ObjectLost("the object is damaged on the disk of its peer")
 
 
 @final
@@ -60,11 +58,7 @@ class KeptExport(Export):
 
     @property
     def value(self) -> Any:
-        try:
-            return self._obj(self.number)
-        except BaggageCorrupt as error:
-            log.error("a message to an object that cannot be read: %s", error)
-            return _Unreadable(error)
+        return self._obj(self.number)
 
     @value.setter
     def value(self, value: object) -> None:
@@ -93,10 +87,11 @@ class Objects:
         self._objects: dict[int, Any] = {}
         self._unloaded: dict[int, tuple[int, dict[str, Any]]] = {}  # version and packed state
         self._changed: dict[int, Any] = {}
-        self._adopted: list[Any] = []  # objects that are kept as part of one that is being kept
+        self._adopted: list[Any] = []  # an object that is about to be kept, and what it holds
         self._next = 1
         self._kinds: dict[str, list[Any]] = {}  # of the baggage: version and fields
-        self._exports: list[tuple[Tables, dict[int, KeptExport]]] = []  # of sessions that were restored
+        self._exports: dict[Session, tuple[Tables, dict[int, KeptExport]]] = {}  # of those that were restored
+        self._damaged: set[int] = set()
         self._holds: dict[int, frozenset[Held]] = {}  # what loaded objects hold, as it stands in their rows
         self._held: WeakKeyDictionary[Session, dict[int, int]] = WeakKeyDictionary()  # by how many, an import
 
@@ -108,7 +103,7 @@ class Objects:
 
     def check(self, value: object, path: str) -> None:
         """Raises NotStorable if a field cannot hold the value."""
-        check_row(self.values.pack(value, path, FIELD))
+        check_packed(self.values.pack(value, path, FIELD))
 
     def changes(self, obj: Any, name: str) -> None:
         """A field of a durable object is about to change. Raises DurableError once the peer has ended."""
@@ -124,7 +119,7 @@ class Objects:
         """Gives the object its state; whether it had none."""
         number = obj._durable_id
         found = self._unloaded.get(number)
-        if found is None:
+        if found is None or self._objects[number] is not obj:
             return False
         version, packed = found
         kind = obj._durable_kind
@@ -162,23 +157,29 @@ class Objects:
         number = self._next
         self._next += 1
         adopt(obj, self, number)  # before its state is looked at, which may hold itself
-        first, self._adopted = self._adopted, [*self._adopted, obj]
+        self._adopted.append(obj)
+        if len(self._adopted) == 1:
+            self._keep_adopted()
+        return number
+
+    def _keep_adopted(self) -> None:
+        """Keeps a new object, and what new objects that holds, which join the list as they are found."""
         try:
-            with self.values.noting():
-                check_row(self._packed(obj))
+            for one in self._adopted:
+                with self.values.noting():
+                    for packed in self._packed(one).values():
+                        check_packed(packed)
         except BaseException:
-            for one in self._adopted[len(first) :]:  # what it holds was not kept before, and is not now
-                self._objects.pop(one._durable_id, None)
-                self._changed.pop(one._durable_id, None)
+            for one in self._adopted:  # none was kept before, and none is now
                 disown(one)
             raise
+        else:
+            self._baggage.put("node", _NEXT, encode(self._next))
+            for one in self._adopted:
+                self._objects[one._durable_id] = one
+                self._change(one)
         finally:
-            if not first:
-                self._adopted = []
-        self._baggage.put("node", _NEXT, encode(self._next))
-        self._objects[number] = obj
-        self._change(obj)
-        return number
+            self._adopted = []
 
     def obj(self, number: int) -> Any:
         """The object with that number; one object as long as this process lives. Raises BaggageCorrupt."""
@@ -191,11 +192,21 @@ class Objects:
             obj = self._objects[number] = blank(name)
             adopt(obj, self, number)
             self._unloaded[number] = version, packed
-            for tables, exports in self._exports:
+            for tables, exports in self._exports.values():
                 slot = exports.pop(number, None)
                 if slot is not None and tables.exports.get(slot.position) is slot:
                     tables.known_as(slot, id(obj))
         return obj
+
+    def _exported(self, number: int) -> Any:
+        """The same for a message to it; what it breaks, if the object cannot be read, is that message alone."""
+        try:
+            return self.obj(number)
+        except BaggageCorrupt as error:
+            if number not in self._damaged:
+                self._damaged.add(number)
+                log.error("an object cannot be read: %s", error)
+            return _Unreadable()
 
     def save(self) -> None:
         """Writes the rows of the objects that have changed."""
@@ -245,6 +256,11 @@ class Objects:
         if held:
             self._held.setdefault(session, {})[position] = held
 
+    def ended(self, session: Session) -> None:
+        """What they hold of it is broken for ever, and what of them it held is free."""
+        self._held.pop(session, None)
+        self._exports.pop(session, None)
+
     # After a restart
 
     def restore(self) -> None:
@@ -270,7 +286,9 @@ class Objects:
         if changed:
             for key, data in self._baggage.scan("object"):
                 if decode_row(data, "object")[0] in changed:
-                    self.load(self.obj(int.from_bytes(key, "big")))
+                    obj = self.obj(int.from_bytes(key, "big"))
+                    self.load(obj)
+                    self._change(obj)
             for name in changed:
                 self._save_kind(kinds[name])
 
@@ -278,8 +296,8 @@ class Objects:
         """What restores the export of an object, given its position, count and number."""
         exports: dict[int, KeptExport] = {}
         tables = session.tables
-        self._exports.append((tables, exports))
-        slots, find, known = tables.exports, self.obj, self._objects
+        self._exports[session] = tables, exports
+        slots, find, known = tables.exports, self._exported, self._objects
 
         def restore(position: int, count: int, number: int) -> None:
             slot = slots[position] = KeptExport(position, number, find)

@@ -19,7 +19,8 @@ objects, and references to remote ones. A list or a dict is refused; what is lon
 from __future__ import annotations
 
 from collections.abc import Callable
-from inspect import iscoroutinefunction
+from inspect import getattr_static, iscoroutinefunction
+from types import MemberDescriptorType
 from typing import Any, Final, Protocol, TypeVar
 
 import attrs
@@ -90,7 +91,8 @@ def kind(name: str, *, version: int = 1) -> Callable[[T], T]:
     """Registers an attrs class as a kind of durable object.
 
     `name` is what the baggage calls it, whatever the class is called; `version` counts changes of its fields (see
-    `upgrade`). Raises TypeError for a class that is not made by attrs, ValueError for a name that is taken.
+    `upgrade`). Raises TypeError for a class that is not made by attrs, or has attributes with the names of fields;
+    ValueError for a name that is taken.
     """
     if version < 1:
         raise ValueError(f"a version is 1 or more, not {version}")
@@ -102,6 +104,12 @@ def kind(name: str, *, version: int = 1) -> Callable[[T], T]:
         if known is not None and known.cls.__qualname__ != cls.__qualname__:
             raise ValueError(f"the kind {name!r} is {known.cls.__qualname__} already")
         fields = tuple(field.name for field in attrs.fields(cls))
+        for field in fields:
+            there = getattr_static(cls, field, None)
+            if there is not None and not isinstance(there, MemberDescriptorType):
+                raise TypeError(
+                    f"{cls.__qualname__} has an attribute of the class with the name of its field {field!r}"
+                )
         made = Kind(name, version, cls, fields, known.upgrades if known is not None else {})
         made.cls = _tracked(cls, made)
         kinds[name] = made
@@ -113,7 +121,8 @@ def kind(name: str, *, version: int = 1) -> Callable[[T], T]:
 def upgrade(name: str, *, version: int) -> Callable[[Upgrade], Upgrade]:
     """Registers how the state of a kind is brought from `version` to the next: fields by name, old to new.
 
-    It runs once for each object, when a peer is opened with the baggage, and what it returns commits in one batch.
+    It runs once for each object, when a peer is opened with the baggage, and what it returns commits in one batch. It
+    may hand on the objects that a field holds, and must not look into them: they may not have been upgraded yet.
     """
 
     def register(function: Upgrade) -> Upgrade:
@@ -140,6 +149,7 @@ def _tracked(cls: type, made: Kind) -> type:
     """A subclass that tells the keeper of each assignment, and has it load the state when that is first asked for."""
     inherited: Any = cls.__setattr__
     missing: Any = getattr(cls, "__getattr__", None)
+    deletes: Any = cls.__delattr__
     fields = frozenset(made.fields)
 
     def set_attribute(self: Any, name: str, value: object) -> None:
@@ -147,30 +157,52 @@ def _tracked(cls: type, made: Kind) -> type:
         if keeper is None or name not in fields:
             inherited(self, name, value)
             return
-        if not _small(value):
-            keeper.check(value, f"{made.name}.{name}")
         keeper.changes(self, name)
+        old = getattr(self, name)
         inherited(self, name, value)
+        kept = getattr(self, name)  # what a converter has made of it
+        if not _small(kept):
+            try:
+                keeper.check(kept, f"{made.name}.{name}")
+            except BaseException:
+                object.__setattr__(self, name, old)
+                raise
 
     def get_attribute(self: Any, name: str) -> object:
         """Of an attribute that the object does not have."""
         keeper = getattr(self, "_durable_keeper", None) if name in fields else None
         if keeper is not None and keeper.load(self):
             return getattr(self, name)
-        if missing is not None:
+        if missing is not None and not name.startswith("_durable_"):
             return missing(self, name)
         raise AttributeError(f"{cls.__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
+    def delete_attribute(self: Any, name: str) -> None:
+        if name in fields and getattr(self, "_durable_keeper", None) is not None:
+            raise AttributeError(f"{name} is a field of a kept {cls.__name__}: it cannot be deleted")
+        deletes(self, name)
+
+    def get_state(self: Any) -> dict[str, Any]:
+        """For `copy`, whose copies are new objects, not kept. Classes with slots have it from attrs."""
+        keeper = getattr(self, "_durable_keeper", None)
+        if keeper is not None:
+            keeper.load(self)
+        return dict(self.__dict__)
+
+    own: Any = cls.__getstate__
+    more: dict[str, Any] = {"__getstate__": get_state} if own is object.__getstate__ else {}
     return type(
         cls.__name__,
         (cls, Durable),
         {
+            **more,
             "__slots__": ("_durable_id", "_durable_keeper"),
             "__module__": cls.__module__,
             "__qualname__": cls.__qualname__,
             "__doc__": cls.__doc__,
             "__setattr__": set_attribute,
             "__getattr__": get_attribute,
+            "__delattr__": delete_attribute,
             "_durable_kind": made,
         },
     )

@@ -64,7 +64,7 @@ class Promises:
         self._numbers: dict[Vow, int] = {}
         self._vows: dict[int, Vow] = {}
         self._next = 1
-        self._named: list[Vow] = []  # pending promises that the row being packed names
+        self._named: list[Vow] | None = None  # promises that the row being packed names
         self._watchers: dict[bytes, list[_Watcher]] = {}  # by the key of the row
         # After a restart, until everything is back:
         self._restored: dict[int, Vow] = {}
@@ -101,7 +101,8 @@ class Promises:
     def on(self, vow: Vow) -> list[Any] | None:
         """What a pending promise waits on; None if it ends with this process."""
         end = vow.end()
-        self._named.append(end)
+        if self._named is not None:
+            self._named.append(end)
         if isinstance(end, RemoteVow):
             session = end.session
             if session.frames is None or not end.position:  # the session will never be durable
@@ -112,11 +113,12 @@ class Promises:
 
     def watched(self, row: bytes, again: Callable[[], None], pack: Callable[[], T]) -> T:
         """What `pack` returns, for a row. `again` is called when a promise in it is not what it was."""
-        self._named.clear()
+        outer, self._named = self._named, []
         try:
             return pack()
         finally:
             named = dict.fromkeys(vow for vow in self._named if vow.state == PENDING)
+            self._named = outer
             watchers = []
             for watcher in self._watchers.pop(row, ()):
                 if watcher.vow in named:

@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any, Final, final
 
 from durable.baggage import Baggage, Batch
-from durable.errors import BaggageCorrupt, NotStorable
+from durable.errors import BaggageCorrupt, DurableError, NotStorable
 from durable.keeping import KeptExport, Objects
 from durable.objects import Durable
 from durable.promises import BROKEN_WITH, VALUE, Promises
@@ -111,6 +111,8 @@ class SessionKeeper:
 
     def when(self, promise: object, obj: Any, fulfilled: str | None, broken: str | None) -> None:
         """See `durable.when`."""
+        if self._closed:
+            raise DurableError("the peer of this object has ended: it would not be told")
         if not isinstance(promise, PromiseHandle):
             vow = Vow(self._node)
             vow.resolve(promise)
@@ -159,8 +161,12 @@ class SessionKeeper:
 
     def deposited(self, session_id: bytes, gift_id: bytes, gift: object, life: float) -> None:
         if isinstance(gift, Durable):
-            row = [self._objects.number(gift), int(time.time() + life)]
-            self._baggage.put("gift", session_id + gift_id, encode(row))
+            try:
+                row = [self._objects.number(gift), int(time.time() + life)]
+            except NotStorable as error:
+                _ephemeral(gift, error)
+            else:
+                self._baggage.put("gift", session_id + gift_id, encode(row))
 
     def withdrawn(self, session_id: bytes, gift_id: bytes) -> None:
         self._baggage.remove("gift", session_id + gift_id)
@@ -183,6 +189,9 @@ class SessionKeeper:
                 self._baggage.remove("gift", key)
 
     # Batches
+
+    def ready(self) -> None:
+        self._baggage.ready()
 
     def cut(self, sessions: Iterable[Session]) -> Batch | None:
         self._touched.update(sessions)
@@ -372,6 +381,8 @@ class SessionKeeper:
 
     def _erase(self, session: Session) -> None:
         """The session is over: what is left of it is its tombstone."""
+        self._waiters.ended(session.id)
+        self._objects.ended(session)
         if self._stored.pop(session.id, None) is None:
             return
         self._baggage.remove("session", session.id)
@@ -383,7 +394,6 @@ class SessionKeeper:
             for key, _ in self._baggage.scan(table, session.id):
                 self._promises.unwatch(key)
                 self._baggage.remove(table, key)
-        self._waiters.ended(session.id)
         tombstone = self._node.tombstone(session.id)
         if tombstone is not None:
             left = tombstone.until - self._node.now()

@@ -163,14 +163,14 @@ class Values:
         told = crossing(error)
         try:
             packed = {MARK + "e": [_text(told.message), self.pack(told.value, "value", PASSED)]}
-            check_row(packed)
+            check_packed(packed)
         except NotStorable:
             packed = {MARK + "e": [_text(told.message), None]}
         return packed
 
     def unpack_error(self, packed: Any) -> BaseException:
-        """What `pack_error` has packed; a text alone is that of a RemoteError."""
-        error = RemoteError(packed) if type(packed) is str else self.unpack(packed)
+        """What `pack_error` has packed."""
+        error = self.unpack(packed)
         if not isinstance(error, BaseException):
             raise BaggageCorrupt("a promise is broken with what is no error")
         return error
@@ -195,7 +195,7 @@ class Values:
         if session.frames is not None:  # if the session is over, so is the reference, for ever
             return {MARK + "r": [session.id, slot.position]}
         if rules.lost:  # the session turned out not to be durable
-            return {MARK + "b": "the session of this reference was not durable"}
+            return {MARK + "b": self.pack_error(SessionLost("the session of this reference was not durable"))}
         raise NotStorable("the session of this reference is not durable, so it cannot be kept", path)
 
     def _pack_promise(self, vow: Vow, path: str, rules: Rules) -> Any:
@@ -244,8 +244,7 @@ class Values:
                     content, "the promise ended with the process that had it"
                 ).handle()
             case "b":
-                lost = SessionLost(content) if type(content) is str else self.unpack_error(content)
-                return broken(self._node, lost).handle()
+                return broken(self._node, self.unpack_error(content)).handle()
             case "e":
                 return RemoteError(content[0], self.unpack(content[1]))
             case "f":
@@ -267,9 +266,9 @@ def encode_row(value: Any) -> bytes:
     return encode_known(value, max_size=_MAX_ROW)
 
 
-def check_row(value: Any) -> None:
-    """Raises NotStorable for what an application cannot have kept, though `Values.pack` has packed it."""
-    encode(value, max_size=_MAX_ROW, max_depth=_MAX_DEPTH)
+def check_packed(value: Any) -> None:
+    """Raises NotStorable for what cannot be kept in one piece, or at all, though `Values.pack` has packed it."""
+    encode(value, max_depth=_MAX_DEPTH)
 
 
 def _text(text: str) -> str:

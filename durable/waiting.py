@@ -138,7 +138,6 @@ class Waiters:
         self._values = values
         self._number_of = number
         self._object = obj
-        self._kept: dict[Sent | Telling, _Kept] = {}
         self._new: dict[Sent | Telling, Vow] = {}  # since the last `save`: most does not wait for long
         self._tellings: dict[bytes, dict[int, dict[Telling, None]]] = {}  # by session and position
         self._changed: dict[Sent | Turn | When, None] = {}  # whose rows are to be written
@@ -173,7 +172,7 @@ class Waiters:
         """It waits for `vow` now."""
         if self._closed:
             return
-        kept = self._kept.get(item)
+        kept: _Kept | None = item.kept
         if kept is None:
             if not self._new:
                 self._node.wake()
@@ -189,7 +188,8 @@ class Waiters:
         """It does not wait any more."""
         if self._closed or self._new.pop(item, None) is not None:
             return
-        kept = self._kept.pop(item, None)
+        kept: _Kept | None = item.kept
+        item.kept = None
         if kept is None:
             return
         if isinstance(item, Telling):
@@ -240,7 +240,7 @@ class Waiters:
         for position in self._tellings.pop(session_id, {}).values():
             for item in position:
                 item.keeper = None
-                del self._kept[item]
+                item.kept = None
 
     # Rows
 
@@ -271,7 +271,7 @@ class Waiters:
             self._touch(item)
         else:
             self.changed(item)
-        self._kept[item] = _Kept(self._promises.draw(), vow, False)
+        item.kept = _Kept(self._promises.draw(), vow, False)
 
     def _save_turn(self, turn: Turn) -> None:
         """A message to a durable object that has not begun; to any other, it ends with the process."""
@@ -292,6 +292,8 @@ class Waiters:
         try:
             self._put(number, self._promises.watched(_key(number), lambda: self.changed(turn), pack))
         except NotStorable:
+            if turn.number:  # it was kept, and what a promise in it became cannot be
+                self._remove(number)
             turn.number = -1
             self._promises.unwatch(_key(number))
             return
@@ -306,7 +308,7 @@ class Waiters:
 
     def _save_sent(self, item: Sent) -> None:
         """A message or a selection that is queued on a promise. It goes on if the promise does."""
-        kept = self._kept[item]
+        kept: _Kept = item.kept
         number, answer = kept.number, item.answer
         target = self._promises.on(kept.vow)
         source = None if item.source is None else [item.source.id, item.size]
@@ -331,7 +333,7 @@ class Waiters:
         self._drop(kept)
 
     def _again(self, item: Sent) -> None:
-        if item in self._kept:
+        if item.kept is not None:
             self.changed(item)
 
     def _drop(self, kept: _Kept) -> None:
@@ -355,7 +357,7 @@ class Waiters:
     def resolvers(self, session: Session, position: int) -> list[list[Any]]:
         """Those of a peer, at one position, that will be told even after a restart: number, and what they wait on."""
         waiting = self._tellings.get(session.id, {}).get(position, ())
-        found = [[self._kept[item].number, self._promises.on(self._kept[item].vow)] for item in waiting]
+        found = [[item.kept.number, self._promises.on(item.kept.vow)] for item in waiting]
         return [one for one in found if one[1] is not None]
 
     # After a restart
@@ -451,7 +453,7 @@ class Waiters:
         vow.end().add(item)
 
     def _keep(self, item: Sent | Telling, number: int, vow: Vow) -> None:
-        self._kept[item] = _Kept(number, vow, isinstance(item, Sent))
+        item.kept = _Kept(number, vow, isinstance(item, Sent))
         item.keeper = self._node.keeper
 
     def _restore_gift(self, number: int, form: str, what: list[bytes], until: int) -> None:

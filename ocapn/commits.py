@@ -78,23 +78,35 @@ class Commits:
             self._steps.append(step)
             self._begin()
 
+    def ready(self) -> None:
+        """To be called before what is to be shown is taken. Raises RuntimeError inside a transaction."""
+        if not self.failed:
+            self._keeper.ready()
+
     def _cut(self, sessions: set[Session]) -> Any | None:
         try:
             return self._keeper.cut(sessions)
-        except Exception as error:
-            if self._keeper.failed is not None:
-                self._node.fail(error)
+        except Exception as error:  # what was taken to be shown is lost with it
+            self._stop(error)
             raise
+
+    def _stop(self, error: BaseException) -> None:
+        """Nothing is committed or shown any more."""
+        self._node.fail(error)
+        self._error = error
+        self._stopped.set()
 
     async def settled(self) -> None:
         """Returns once all that has happened so far is on disk. Raises why it never will be."""
         done = trio.Event()
+        self.ready()
         self._node.event(done.set)
         self.show(self._node.take())
         await waited(self._node, done)
 
     def finish(self) -> None:
-        """The peer has ended: commits what there is left to commit, and shows nothing more. Blocks."""
+        """The peer has ended: commits what there is left to commit, which nobody is shown. Blocks."""
+        self.ready()
         self.show(self._node.take())
         batches = [step.batch for step in self._steps if step.batch is not None]
         self._steps.clear()
@@ -128,35 +140,39 @@ class Commits:
         token = self._token
         if self._writing or not self._steps or token is None or self.failed:
             return
-        self._writing, self._steps = self._steps, []
-        batches = [step.batch for step in self._writing if step.batch is not None]
+        steps, self._steps = self._steps, []
+        batches = [step.batch for step in steps if step.batch is not None]
         if self._keeper.blocks and batches:
-            trio.lowlevel.start_thread_soon(
-                lambda: self._write(batches),
-                lambda failed: token.run_sync_soon(self._in_context, failed.unwrap()),
-            )
+            try:
+                trio.lowlevel.start_thread_soon(
+                    lambda: self._write(batches),
+                    lambda failed: token.run_sync_soon(self._in_context, failed.unwrap()),
+                )
+            except RuntimeError as error:  # the system has no thread for us
+                self._stop(error)
+                return
         else:
             token.run_sync_soon(lambda: self._in_context(self._write(batches)))
+        self._writing = steps
 
-    def _write(self, batches: list[Any]) -> Exception | None:
+    def _write(self, batches: list[Any]) -> BaseException | None:
         """In any thread. Why it failed, if it did."""
         try:
             if batches:
                 self._keeper.write(batches)
-        except Exception as error:
+        except BaseException as error:  # whoever waits for the thread has to be told
             return error
         return None
 
-    def _in_context(self, failed: Exception | None) -> None:
+    def _in_context(self, failed: BaseException | None) -> None:
         assert self._context is not None
         self._context.run(self._written, failed)
 
-    def _written(self, failed: Exception | None) -> None:
+    def _written(self, failed: BaseException | None) -> None:
         """What was on its way is on disk, or never will be. On the loop, in no task: nothing may leave from here."""
         steps, self._writing = self._writing, []
         try:
             if failed is not None:
-                self._node.fail(failed)
                 raise failed
             for step in steps:
                 if step.batch is not None:
@@ -165,8 +181,7 @@ class Commits:
                 self._shown(step)
             self._begin()
         except BaseException as error:
-            self._error = error
-            self._stopped.set()
+            self._stop(error)
         if not self._writing:
             self._idle.set()
 

@@ -233,6 +233,7 @@ class Peer:
     def _show(self) -> None:
         """Sends and tells what turns, or the application, have left to be sent and told."""
         if self._commits is not None:
+            self._commits.ready()
             self._commits.show(self._node.take())
             return
         result = self._node.take()
@@ -476,6 +477,7 @@ class Peer:
     async def _close(self) -> None:
         """Breaks what is owed, flushes, closes; then cancels what runs."""
         self._closing = True
+        self._node.leaving = True
         self._dialler.stop()
         try:
             with (

@@ -19,7 +19,7 @@ sent meanwhile waits here, and the second answer, which comes after all that was
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from weakref import ref as weakref
 
 from ocapn.codec.operations import ANSWER, GET, INDEX
@@ -115,13 +115,14 @@ class Waiting:
 class Sent(Waiting):
     """What was sent to a promise: a message or a selection. `source` is the session that it came from, if any."""
 
-    __slots__ = ("answer", "keeper", "size", "source")
+    __slots__ = ("answer", "keeper", "kept", "size", "source")
 
     def __init__(self, answer: Vow | None, source: Session | None) -> None:
         self.answer = answer
         self.source = source
         self.size = -1  # in bytes on the wire, while it counts as held
         self.keeper: Keeper | None = None  # while it waits, if somebody keeps what does
+        self.kept: Any = None  # the keeper's own
 
     def hold(self, source: Session, size: int) -> None:
         """Counts it among those that `source` has waiting on promises."""
@@ -566,7 +567,7 @@ def _told(value: object) -> str:
 class Telling(Waiting):
     """A resolver of the peer that wants to be told what a vow becomes, once: resolve-me, or op:listen."""
 
-    __slots__ = ("keeper", "partial", "position", "session")
+    __slots__ = ("keeper", "kept", "partial", "position", "session")
     listens = True
 
     def __init__(self, session: Session, position: int, partial: bool = False) -> None:
@@ -574,6 +575,7 @@ class Telling(Waiting):
         self.position = position
         self.partial = partial  # a promise that it becomes is told at once
         self.keeper: Keeper | None = None  # while it waits, if somebody keeps what does
+        self.kept: Any = None  # the keeper's own
 
     @property
     def gone(self) -> bool:

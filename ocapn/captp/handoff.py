@@ -323,7 +323,7 @@ def _withdraw(key: SessionKey, envelope: Envelope, vow: Vow, exporter: Session |
     """`vow` becomes the gift, if there is a session with its exporter. With a keeper the session must not end with
     this process while the gift is on its way."""
     if isinstance(exporter, OCapNError):
-        vow.break_with(exporter)
+        _fail(vow, exporter)
         return
 
     def withdraw() -> None:
@@ -333,7 +333,7 @@ def _withdraw(key: SessionKey, envelope: Envelope, vow: Vow, exporter: Session |
             )
             question = exporter.deliver(exporter.bootstrap, [WITHDRAW_GIFT, Certificate(claim)])
         except OCapNError as error:
-            vow.break_with(error)
+            _fail(vow, error)
         else:
             vow.resolve(question.handle())
 
@@ -341,3 +341,9 @@ def _withdraw(key: SessionKey, envelope: Envelope, vow: Vow, exporter: Session |
         withdraw()
     else:
         exporter.when_decided(withdraw)
+
+
+def _fail(vow: Vow, error: OCapNError) -> None:
+    """The gift is not to be had; one that is kept will be tried again if that is because the peer is closing."""
+    if vow.node.keeper is None or not vow.node.leaving:
+        vow.break_with(error)

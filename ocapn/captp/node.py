@@ -107,7 +107,7 @@ class Introduction:
 class TurnResult:
     """What turns leave behind: sessions with something to send, and application code to wake.
 
-    With a baggage, the changes to be committed first will stand here too (durable.md, The one rule).
+    With a baggage, what is to be committed first is in the batch that the keeper cuts.
     """
 
     __slots__ = ("events", "outbound")
@@ -190,6 +190,8 @@ class Node:
         self.dials: dict[PeerLocator, Handshake] = {}
         self.gifts = Gifts(self, limits)
         self._closed = False
+        #: Whether the peer is closing: what ends for want of a connection has not ended if it is kept.
+        self.leaving = False
         #: Why nothing is committed or shown any more.
         self.failure: BaseException | None = None
         #: Of those who wait for what this node has to show: called with the reason if it never will.

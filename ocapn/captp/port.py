@@ -33,6 +33,9 @@ class Keeper(Protocol):
     def restore(self) -> None:
         """Brings back what was kept, sessions as suspended ones, and settles what cannot go on after a restart."""
 
+    def ready(self) -> None:
+        """Raises RuntimeError where `cut` must not be called: while the application has a transaction open."""
+
     def cut(self, sessions: Iterable[Session]) -> Any | None:
         """A batch of all changes since the last, those of `sessions` among them; None if there are none."""
 

@@ -55,7 +55,7 @@ def _described(view: Any, baggage: Any, sizes: dict[str, int], given: argparse.N
         yield f"  {count:>10,}  {kind}, version {version}"
     waiting = {
         "promise": "promises that objects are told of",
-        "turn": "messages or withdrawals",
+        "turn": "messages or gifts on their way",
         "gift": "gifts",
     }
     if found.waiting:

@@ -158,16 +158,6 @@ async def test_a_promise_in_a_field(error: BaseException, expected: BaseExceptio
             holder.told = ("something",)  # has it written again
 
 
-@trio_test
-async def test_rows_of_an_earlier_version() -> None:
-    """A text alone."""
-    baggage = durable.MemoryBaggage()
-    async with alone(baggage) as a:
-        values = a._node.keeper._values  # type: ignore[union-attr]
-        assert parts(await error_of(values.unpack({MARK + "b": "over"}))) == parts(SessionLost("over"))
-        assert parts(values.unpack_error("no")) == parts(RemoteError("no"))
-
-
 @pytest.mark.parametrize("error", [error for error, _ in ERRORS])
 @trio_test
 async def test_an_object_is_told_by_the_next_process(error: BaseException) -> None:

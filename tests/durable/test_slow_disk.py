@@ -1,9 +1,10 @@
-"""A disk that is slow, and a peer that is closed meanwhile."""
+"""A disk that is slow, a peer that is closed meanwhile, and a system without threads."""
 
 from __future__ import annotations
 
 import threading
 
+import pytest
 import trio
 
 import durable
@@ -51,3 +52,24 @@ async def test_leaving_waits_for_a_write_that_is_under_way() -> None:
         baggage["key"] = 2
     assert len(store.commits) == 2
     assert trio.current_time() >= 1000
+
+
+@trio_test
+async def test_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    baggage = durable.Baggage(durable.MemoryStore())
+    baggage.blocks = True
+
+    async def run() -> None:
+        network = ocapn.MemoryNetwork()
+        async with ocapn.open_peer([ocapn.MemoryNetlayer(network, "a")], baggage=baggage) as peer:
+            await peer.settled()
+            monkeypatch.setattr(trio.lowlevel, "start_thread_soon", refuse)
+            baggage["key"] = 1
+            await trio.sleep_forever()
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await run()
+    assert caught.group_contains(RuntimeError, match="new thread")

@@ -26,10 +26,6 @@ from ocapn.netlayers.base import Channel, Listener, Netlayer
 from ocapn.netlayers.memory import _MemoryListener
 from ocapn.references import current_node
 
-#: A crash forgets garbage that the other side was not told of yet (`test_found`): until that is mended, what one side
-#: exports may be more than what the other imports once a process has crashed.
-LEAKS = False
-
 #: Tells whether to crash at a commit, by its number: "before" it is on disk, "after", or None.
 Point = Callable[[int], str | None]
 
@@ -301,11 +297,6 @@ def _given(session: Session) -> dict[int, int]:
     return {position: slot.count for position, slot in session.tables.exports.items()}
 
 
-def _agree(mine: dict[int, int], theirs: dict[int, int], leaky: bool) -> bool:
-    """Whether what one side gave is what the other holds; if `leaky`, nothing that is held may be missing."""
-    return all(mine.get(one, 0) >= count for one, count in theirs.items()) if leaky else mine == theirs
-
-
 class Side(Protocol):
     """What there is to know of a process to compare it with others."""
 
@@ -315,10 +306,9 @@ class Side(Protocol):
     peer: Peer
 
 
-def unbalanced(processes: Iterable[Side], *, leaky: bool = LEAKS) -> list[str]:
+def unbalanced(processes: Iterable[Side]) -> list[str]:
     """What the two sides of each session between living processes disagree about."""
     processes = list(processes)
-    leaky = leaky and any(process.lives > 1 for process in processes)
     cores: dict[bytes, list[tuple[str, Session]]] = {}
     wrong = []
     for process in processes:
@@ -332,11 +322,9 @@ def unbalanced(processes: Iterable[Side], *, leaky: bool = LEAKS) -> list[str]:
         for (name, one), (other, two) in (sides, sides[::-1]):
             if not one.attached:
                 wrong.append(f"{name} is not connected to {other}")
-            if not _agree(_given(one), _held(two), leaky):
+            if _given(one) != _held(two):
                 wrong.append(f"{name} exports {_given(one)}, {other} imports {_held(two)}")
-            if not _agree(
-                dict.fromkeys(two.tables.answers, 1), dict.fromkeys(one.tables.questions, 1), leaky
-            ):
+            if two.tables.answers.keys() != one.tables.questions.keys():
                 wrong.append(
                     f"{name} asks {sorted(one.tables.questions)}, {other} answers {sorted(two.tables.answers)}"
                 )
@@ -345,7 +333,7 @@ def unbalanced(processes: Iterable[Side], *, leaky: bool = LEAKS) -> list[str]:
     return wrong
 
 
-async def balanced(*processes: Process, within: float = 300.0, leaky: bool = LEAKS) -> None:
+async def balanced(*processes: Process, within: float = 300.0) -> None:
     """Waits until both sides of every session agree on all that is held; says what they do not agree on."""
     deadline = trio.current_time() + within
     step = 0.06
@@ -354,7 +342,7 @@ async def balanced(*processes: Process, within: float = 300.0, leaky: bool = LEA
         gc.collect(0)
         await trio.sleep(step)
         step = min(2 * step, 20.0)
-        wrong = unbalanced(alive, leaky=leaky)
+        wrong = unbalanced(alive)
         if not wrong:
             break
         if trio.current_time() > deadline:

@@ -159,3 +159,19 @@ async def test_messages_behind_an_async_method_are_not_lost_and_keep_their_order
         # An `async` method runs at most once.
         assert seen.count(0) <= 1 >= seen.count(30)
         assert seen.count(99) <= 1
+
+
+@trio_test
+async def test_an_await_inside_a_transaction_loses_nothing() -> None:
+    """It is refused, and what was to be sent then is sent later."""
+    async with two() as (a, b):
+        ref = await linked(a, b)
+        with pytest.raises(RuntimeError, match="a transaction is open"), a.baggage.transaction():
+            await a.peer.enliven(b.sturdyref(b"ledger"))
+        assert await E(ref).note(1) == 1
+        assert await E(ref).note(2) == 2
+        (one,), (other,) = a.peer.sessions, b.peer.sessions
+        assert one._core.frames is not None
+        assert other._core.frames is not None
+        await trio.sleep(1)
+        assert one._core.frames.sent == other._core.frames.taken

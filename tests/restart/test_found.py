@@ -52,7 +52,7 @@ async def test_garbage_that_was_not_told_survives_a_crash() -> None:
         await a.peer.settled()
         a.crash()
         await a.start()
-        await balanced(a, b, leaky=False)
+        await balanced(a, b)
 
 
 @trio_test
@@ -228,7 +228,7 @@ async def test_garbage_of_before_the_agreement_survives_a_crash() -> None:
             process.crash()
         for process in (a, b):
             await process.start()
-        await balanced(a, b, leaky=False)
+        await balanced(a, b)
 
 
 async def agreed_on_disk(*processes: Process) -> None:

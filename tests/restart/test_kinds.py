@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import attrs
@@ -280,3 +281,113 @@ async def test_an_upgrade_runs_once() -> None:
         _versions(3)
         await a.start()
         assert a.baggage["x"].value == 4
+
+
+class Based:
+    note = "of the class"
+
+
+@durable.kind("restart.delegating", version=1)
+@attrs.define(slots=False)
+class Delegating(ocapn.Target):
+    value: int = 0
+    other: Any = None
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.other, name)
+
+
+@durable.kind("restart.converting", version=1)
+@attrs.define
+class Converting(ocapn.Target):
+    tags: Any = attrs.field(default=(), converter=tuple)
+    loose: Any = attrs.field(default=None, converter=attrs.converters.optional(list))
+
+
+def test_an_attribute_of_the_class_with_the_name_of_a_field() -> None:
+    """It would be seen in place of the field of an object that is not loaded."""
+    with pytest.raises(TypeError, match="the name of its field 'note'"):
+
+        @durable.kind("restart.hiding", version=1)
+        @attrs.define(slots=False)
+        class Hiding(Based, ocapn.Target):
+            note: str = attrs.field(default="x")
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy])
+@trio_test
+async def test_a_copy_is_a_new_object(how: Any, loaded: bool) -> None:
+    async with world() as place:
+        a = await place.process("a").start()
+        a.baggage.provide("loose", lambda: Loose(5))
+        await a.peer.settled()
+        await a.again()
+        original = a.baggage["loose"]
+        if loaded:
+            assert original.value == 5
+        copied = how(original)
+        copied.value = 99
+        await a.peer.settled()
+        assert original.value == 5
+        a.baggage["copy"] = copied
+        await a.peer.settled()
+        await a.again()
+        assert (a.baggage["loose"].value, a.baggage["copy"].value) == (5, 99)
+
+
+@trio_test
+async def test_a_class_with_a_getattr_of_its_own() -> None:
+    async with world() as place:
+        a = await place.process("a").start()
+        made = Delegating(1, Loose(7))
+        a.baggage["delegating"] = made
+        await a.peer.settled()
+        await a.again()
+        made = a.baggage["delegating"]
+        assert made.value == 1
+        made.value = 2
+        with pytest.raises(AttributeError):
+            made.absent  # noqa: B018
+
+
+@trio_test
+async def test_what_a_converter_makes_is_what_is_checked() -> None:
+    async with world() as place:
+        a = await place.process("a").start()
+        made = a.baggage.provide("converting", Converting)
+        made.tags = [1, 2]
+        assert made.tags == (1, 2)
+        with pytest.raises(durable.NotStorable, match=r"restart\.converting\.loose"):
+            made.loose = (1,)
+        assert made.loose is None
+        with pytest.raises(AttributeError, match="cannot be deleted"):
+            del made.tags
+        with pytest.raises(durable.NotStorable, match="too large"):
+            made.tags = (b"x" * (1 << 20),)
+        await a.peer.settled()
+        await a.again()
+        assert a.baggage["converting"].tags == (1, 2)
+
+
+@trio_test
+async def test_a_gathering_that_fails_commits_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does what the peer does as it ends."""
+    async with world(check=False) as place:
+        a = await place.process("a").start()
+        one, other = a.baggage.provide("one", Loose), a.baggage.provide("other", Loose)
+        await a.peer.settled()
+        save = a.baggage.put
+
+        def put(table: str, key: bytes, value: bytes) -> None:
+            if table == "object" and key == one._durable_id.to_bytes(8, "big"):
+                raise ValueError("a bug")
+            save(table, key, value)
+
+        monkeypatch.setattr(a.baggage, "put", put)
+        one.value, other.value = 1, 2
+        await a.ended.wait()
+        assert "a bug" in repr(a.failure)
+        monkeypatch.undo()
+        await a.start()
+        assert (a.baggage["one"].value, a.baggage["other"].value) == (0, 0)

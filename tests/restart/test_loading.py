@@ -54,6 +54,19 @@ async def test_a_long_chain_of_objects() -> None:
 
 
 @trio_test
+async def test_a_long_chain_that_is_stored_at_once() -> None:
+    async with two() as (a, b):
+        await linked(a, b)
+        chain: Any = None
+        for _ in range(2000):
+            chain = Ledger(held=chain)
+        a.baggage["chain"] = chain
+        await a.peer.settled()
+        await a.again()
+        assert a.baggage["chain"].held.held.seen == ()
+
+
+@trio_test
 async def test_a_reference_that_only_an_unloaded_object_holds() -> None:
     """The peer is not told that nobody holds it, in none of the lives in which nobody looks."""
     async with two() as (a, b):
@@ -168,7 +181,7 @@ async def test_a_row_that_is_gone() -> None:
         del b.disk._tables["swiss"][b"ledger"]
         await b.start()
         await agreed(a, b)
-        with pytest.raises(ocapn.RemoteError, match="a durable object is missing"):
+        with pytest.raises(ocapn.RemoteError, match="damaged on the disk of its peer"):
             await E(ref).note(1)
 
 

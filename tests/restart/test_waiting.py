@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 import pytest
 import trio
 
 import durable
 import ocapn
 from ocapn import E, send_only
-from tests.restart.support import Process, Relay, World, agreed, inside, related, relay, watch, world
+from tests.restart.support import (
+    Ledger,
+    Process,
+    Relay,
+    World,
+    agreed,
+    inside,
+    linked,
+    related,
+    relay,
+    two,
+    watch,
+    world,
+)
 from tests.support import trio_test
 
 
@@ -500,9 +516,9 @@ def test_a_withdrawal_waits_no_longer_than_a_gift_lives(
 
 
 @pytest.mark.parametrize("late", [0.5, 3.0, 5.0])
-@pytest.mark.parametrize("who", ["b", "bc"])
+@pytest.mark.parametrize("who", ["b", "bc", "closed"])
 def test_a_gift_whose_exporter_is_not_reached_yet(who: str, late: float) -> None:
-    """The connection takes its time, and the process dies meanwhile."""
+    """The connection takes its time, and the process dies meanwhile, or is closed and opened again."""
 
     @trio_test
     async def run() -> None:
@@ -512,7 +528,11 @@ def test_a_gift_whose_exporter_is_not_reached_yet(who: str, late: float) -> None
             send_only(to_b).watch(relay(a).to)
             await trio.sleep(late)
             assert relay(b).told == ()
-            await crash(who, b, c)
+            if who == "closed":
+                await b.close()
+                await b.start()
+            else:
+                await crash(who, b, c)
             await trio.sleep(60)
             (told,) = relay(b).told
             assert relay(b).failed == ()
@@ -521,3 +541,76 @@ def test_a_gift_whose_exporter_is_not_reached_yet(who: str, late: float) -> None
             del told, to_b
 
     run()
+
+
+@durable.kind("restart.changeable", version=1)
+@attrs.define(eq=False)
+class Changeable(ocapn.Target):
+    """Cannot be kept if it holds a list."""
+
+    items: object = None
+
+
+@trio_test
+async def test_a_turn_whose_argument_became_what_cannot_be_kept_runs_once() -> None:
+    async with world() as place:
+        a = await place.process("a").start()
+        ledger = a.baggage.provide("ledger", Ledger)
+        await a.peer.settled()
+        with inside(a):
+            promise, resolver = ocapn.make_promise()
+            a.peer.node.hold_back(ledger)  # as an async method does that has not begun
+            send_only(ledger).hold_and_note(7, promise)
+            await a.peer.settled()
+            assert len(a.baggage.scan("turn")) == 1
+            resolver.fulfill(Changeable(items=[1]))
+            await a.peer.settled()
+            assert a.baggage.scan("turn") == []
+            a.peer.node.go_on(ledger)
+        await trio.sleep(1)
+        assert ledger.seen == (7,)
+        await a.again()
+        await trio.sleep(1)
+        assert a.baggage["ledger"].seen == (7,)
+
+
+@trio_test
+async def test_sessions_that_were_never_durable_are_forgotten_with_what_they_waited_for() -> None:
+    class Never(ocapn.Target):
+        @ocapn.method
+        def get(self) -> object:
+            return promise
+
+    async with world(check=False) as place:
+        b = await place.process("b").start()
+        with inside(b):
+            promise, resolver = ocapn.make_promise()
+        sturdyref = b.peer.export(Never())
+        keeper: Any = b.peer.node.keeper
+        for number in range(5):
+            other = ocapn.MemoryNetlayer(place.network, f"client{number}")
+            async with ocapn.open_peer([other], durable="never") as client:
+                answer = E(await client.enliven(sturdyref)).get()
+                await trio.sleep(1)
+                assert len(keeper._waiters._tellings) == 1
+                del answer
+            await trio.sleep(1)
+            assert not keeper._waiters._tellings
+        resolver.fulfill(None)
+
+
+@trio_test
+async def test_promises_that_were_told_are_forgotten() -> None:
+    async with two() as (a, b):
+        ref = await linked(a, b)
+        ledger = a.baggage.provide("ledger", Ledger)
+        vows = weakref.WeakSet[Any]()
+        for number in range(20):
+            promise = E(ref).note(number)
+            durable.when(promise, ledger, "note")
+            vows.add(promise)
+            del promise
+            await trio.sleep(1)
+        gc.collect()
+        assert len(vows) <= 1
+        assert len(ledger.seen) == 20
