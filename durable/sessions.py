@@ -190,6 +190,10 @@ class SessionKeeper:
 
     # Batches
 
+    @property
+    def pending(self) -> bool:
+        return bool(self._touched or self._baggage.dirty or self._objects.pending or self._waiters.pending)
+
     def ready(self) -> None:
         self._baggage.ready()
 

@@ -54,6 +54,7 @@ class Commits:
         self._idle = trio.Event()
         self._stopped = trio.Event()
         self._error: BaseException | None = None  # a bug, if it is not that of the node
+        node.uncommitted = lambda: bool(self._steps or self._writing or node.touched or keeper.pending)
 
     @property
     def failed(self) -> bool:

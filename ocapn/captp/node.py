@@ -190,6 +190,8 @@ class Node:
         self.dials: dict[PeerLocator, Handshake] = {}
         self.gifts = Gifts(self, limits)
         self._closed = False
+        #: With a keeper: whether something has happened that is not on disk.
+        self.uncommitted: Callable[[], bool] = lambda: False
         #: Whether the peer is closing: what ends for want of a connection has not ended if it is kept.
         self.leaving = False
         #: Why nothing is committed or shown any more.
@@ -565,6 +567,11 @@ class Node:
         """Something of the session has changed that is to be committed, if anything is."""
         if self.keeper is not None:
             self._touched.add(session)
+
+    @property
+    def touched(self) -> bool:
+        """Whether sessions have changed since they were last taken."""
+        return bool(self._touched)
 
     def take_touched(self) -> set[Session]:
         """The sessions that have changed since the last call."""

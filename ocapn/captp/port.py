@@ -33,6 +33,10 @@ class Keeper(Protocol):
     def restore(self) -> None:
         """Brings back what was kept, sessions as suspended ones, and settles what cannot go on after a restart."""
 
+    @property
+    def pending(self) -> bool:
+        """Whether something has changed that no batch holds."""
+
     def ready(self) -> None:
         """Raises RuntimeError where `cut` must not be called: while the application has a transaction open."""
 
