@@ -17,7 +17,7 @@ from durable.directory import STATE, WAL
 from durable.errors import BaggageCorrupt
 from durable.header import FORMAT, HEADER
 from durable.records import decode, encode, marked, unescaped
-from durable.store import TABLES, row_name
+from durable.store import TABLES, key_number, number_key, row_name
 
 #: Of tables and rows read so far.
 Progress = Callable[[str, int], None]
@@ -222,7 +222,7 @@ def objects(rows: Rows) -> Iterator[DurableObject]:
     for key, data in _all(rows, "object"):
         match _decoded("object", key, data):
             case [str(kind), int(version), dict(state)] if len(key) == 8:
-                yield DurableObject(int.from_bytes(key, "big"), kind, version, state)
+                yield DurableObject(key_number(key), kind, version, state)
             case _:
                 raise _corrupt("not the row of a durable object", "object", key)
 
@@ -270,9 +270,7 @@ def check(rows: Rows, progress: Progress = lambda table, rows: None) -> int:
     for session_id in kept:
         for key, data in _all(rows, "slot", session_id + b"i"):
             match _decoded("slot", key, data):
-                case [int(), bool(), int(holders)] if (
-                    holders == held[session_id, int.from_bytes(key[33:], "big")]
-                ):
+                case [int(), bool(), int(holders)] if holders == held[session_id, key_number(key[33:])]:
                     pass
                 case _:
                     raise _corrupt("it miscounts the durable objects that hold it", "slot", key)
@@ -328,9 +326,9 @@ def prune(
         for tombstone in pruned.tombstones:
             baggage.remove("node", _TOMBSTONE + tombstone.id)
         for number in left:
-            baggage.remove("object", number.to_bytes(8, "big"))
+            baggage.remove("object", number_key(number))
         for (session_id, position), holders in held.items():
-            _let_go(baggage, session_id + b"i" + position.to_bytes(8, "big"), holders)
+            _let_go(baggage, session_id + b"i" + number_key(position), holders)
         for kind, _ in pruned.objects:
             if kind not in kinds:
                 baggage.remove("node", _KIND + kind.encode())
@@ -359,7 +357,7 @@ def _unreferenced(rows: Rows, progress: Progress) -> set[int]:
                 progress(table, count)
             named = _named(table, key, data)
             if table == "object":
-                holds[int.from_bytes(key, "big")] = named
+                holds[key_number(key)] = named
             else:
                 reached += named
     left = set(holds)
@@ -376,7 +374,7 @@ def _check_frames(rows: Rows, session: Session, digest: object) -> None:
     number = session.acked
     for key, data in _all(rows, "outbox", session.id):
         number += 1
-        if key[32:] != number.to_bytes(8, "big") or number > session.sent:
+        if key[32:] != number_key(number) or number > session.sent:
             raise _corrupt(f"frame {number} of the session should stand here", "outbox", key)
         if not isinstance(digest, bytes) or sha256(digest + data[32:]).digest() != data[:32]:
             raise _corrupt("the frame is not the one that was sent", "outbox", key)

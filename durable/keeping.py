@@ -17,6 +17,7 @@ from durable.baggage import Baggage
 from durable.errors import BaggageCorrupt, BaggageNewer, DurableError, NotStorable
 from durable.objects import MissingKind, adopt, blank, disown, fill, kinds, state_of, upgraded
 from durable.records import decode, encode
+from durable.store import key_number, number_key
 from durable.values import FIELD, SAVED, Values, check_packed, decode_row, encode_row
 from ocapn.captp.delivery import CoreTarget
 from ocapn.captp.node import Node
@@ -125,13 +126,10 @@ class Objects:
         kind = obj._durable_kind
         with self.values.noting() as holds:
             state = {field: self.values.unpack(one) for field, one in packed.items()}
-        old = version != kind.version
-        fill(obj, upgraded(kind.name, version, state) if old else state)
+        fill(obj, upgraded(kind.name, version, state))
         del self._unloaded[number]
         if holds:
             self._holds[number] = frozenset(holds)
-        if old:
-            self._change(obj)
         return True
 
     def _change(self, obj: Any) -> None:
@@ -185,7 +183,7 @@ class Objects:
         """The object with that number; one object as long as this process lives. Raises BaggageCorrupt."""
         obj = self._objects.get(number)
         if obj is None:
-            row = self._baggage.read("object", _key(number))
+            row = self._baggage.read("object", number_key(number))
             if row is None:
                 raise BaggageCorrupt("a durable object is missing", table="object")
             name, version, packed = decode_row(row, "object")
@@ -220,7 +218,7 @@ class Objects:
             kind = obj._durable_kind
             with self.values.noting() as holds:
                 state = self._packed(obj, SAVED)
-            self._baggage.put("object", _key(number), encode_row([kind.name, kind.version, state]))
+            self._baggage.put("object", number_key(number), encode_row([kind.name, kind.version, state]))
             if holds or number in self._holds:
                 self._now_holds(number, frozenset(holds))
             if kind.name not in self._kinds:
@@ -291,7 +289,7 @@ class Objects:
         if changed:
             for key, data in self._baggage.scan("object"):
                 if decode_row(data, "object")[0] in changed:
-                    obj = self.obj(int.from_bytes(key, "big"))
+                    obj = self.obj(key_number(key))
                     self.load(obj)
                     self._change(obj)
             for name in changed:
@@ -313,7 +311,3 @@ class Objects:
                 exports[number] = slot
 
         return restore
-
-
-def _key(number: int) -> bytes:
-    return number.to_bytes(8, "big")

@@ -247,7 +247,7 @@ def fill(obj: Any, state: State) -> None:
         name = field.name
         if name in state:
             value = state[name]
-        elif isinstance(field.default, attrs.Factory) and not field.default.takes_self:  # type: ignore[arg-type]
+        elif isinstance(field.default, attrs.Factory) and not field.default.takes_self:  # type: ignore[arg-type]  # stubs: a function
             value = field.default.factory()
         elif field.default is not attrs.NOTHING:
             value = field.default

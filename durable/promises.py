@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar, final
 
 from durable.baggage import Baggage
 from durable.records import decode
+from durable.store import number_key
 from ocapn.captp.delivery import PENDING, RemoteVow, Vow, Waiting, broken
 from ocapn.captp.node import Node
 from ocapn.captp.session import Session
@@ -172,7 +173,7 @@ class Promises:
         if vow is None:
             tables = session.tables
             if answer:
-                row = self._baggage.read("answer", session_id + b"q" + position.to_bytes(8, "big"))
+                row = self._baggage.read("answer", session_id + b"q" + number_key(position))
                 vow = RemoteVow(session, ANSWER, position, descriptor_bytes(ANSWER, position))
                 if row is not None:
                     (listening,) = decode(row, table="answer")

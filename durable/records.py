@@ -114,7 +114,7 @@ def _measure_items(value: Any, room: int, depth: int) -> int:
     index: object = None
     try:
         if type(value) is list:
-            for index, item in enumerate(value):  # noqa: B007
+            for index, item in enumerate(value):  # noqa: B007  # it is for the error
                 room = _measure(item, room, depth)
         else:
             for index, item in value.items():

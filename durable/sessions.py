@@ -20,6 +20,7 @@ from durable.keeping import KeptExport, Objects
 from durable.objects import Durable
 from durable.promises import BROKEN_WITH, VALUE, Promises
 from durable.records import MARK, decode, encode
+from durable.store import key_number, number_key
 from durable.values import (
     OUTCOME,
     PASSED,
@@ -283,23 +284,27 @@ class SessionKeeper:
 
     def _save_frames(self, session_id: bytes, frames: Frames, stored: _Stored) -> None:
         for number in range(stored.first, min(frames.acked, stored.last) + 1):
-            self._baggage.remove("outbox", session_id + _key(number))
+            self._baggage.remove("outbox", session_id + number_key(number))
         stored.first = frames.acked + 1
         fresh = frames.sent - max(stored.last, frames.acked)
         if fresh:
             for back, (message, digest) in enumerate(islice(reversed(frames.kept), fresh)):
-                self._baggage.put("outbox", session_id + _key(frames.sent - back), digest + message)
+                self._baggage.put("outbox", session_id + number_key(frames.sent - back), digest + message)
         stored.last = frames.sent
 
     def _save_slot(self, session: Session, kind: str, position: int) -> None:
-        key = session.id + _KINDS[kind] + _key(position)
+        key = session.id + _KINDS[kind] + number_key(position)
         table = "answer" if kind in ("answer", "question") else "slot"
         row = self._slot(session, kind, position, key)
         if row is None:
             self._promises.unwatch(key)
             self._baggage.remove(table, key)
-        else:
-            self._baggage.put(table, key, encode_row(row))
+            return
+        try:
+            data = encode_row(row)
+        except NotStorable:  # what a promise has become, which stands last
+            data = encode_row([*row[:-1], None])
+        self._baggage.put(table, key, data)
 
     def _slot(self, session: Session, kind: str, position: int, key: bytes) -> list[Any] | None:
         tables = session.tables
@@ -357,9 +362,7 @@ class SessionKeeper:
             return self._promises.on(vow)
         try:
             if vow.state == FULFILLED:
-                packed = [VALUE, self._values.pack(vow.value, "value", OUTCOME)]
-                encode_row(packed)
-                return packed
+                return [VALUE, self._values.pack(vow.value, "value", OUTCOME)]
             if vow.state == BROKEN:
                 return [BROKEN_WITH, self._values.pack_error(crossing(vow.value))]  # type: ignore[arg-type]  # an exception
         except NotStorable:
@@ -493,7 +496,7 @@ class SessionKeeper:
             Agreement.AGREED, session_id, session.key.public_id, session.peer_id, Terms(*terms), node.now()
         )
         rows = self._baggage.scan("outbox", session_id)
-        numbers = [int.from_bytes(key[32:], "big") for key, _ in rows]
+        numbers = [key_number(key[32:]) for key, _ in rows]
         if numbers != list(range(acked + 1, sent + 1)):
             raise BaggageCorrupt("frames that the peer has not acknowledged are missing", table="outbox")
         frames.restore(
@@ -513,7 +516,7 @@ class SessionKeeper:
 
     def _restore_imports(self, session: Session) -> None:
         for key, data in self._baggage.scan("slot", session.id + b"i"):
-            position = int.from_bytes(key[33:], "big")
+            position = key_number(key[33:])
             count, promise, held = decode_row(data, "slot")
             slot = session.tables.imports[position] = Import(session, position, promise)
             slot.count = count
@@ -525,7 +528,7 @@ class SessionKeeper:
         restore = self._objects.restore_exports(session)
         lost = Lost()
         for key, data in self._baggage.scan("slot", session.id + b"e"):
-            position = int.from_bytes(key[33:], "big")
+            position = key_number(key[33:])
             count, form, kept = decode_row(data, "slot")
             if form != _OBJECT:
                 others.append((position, count, form, kept))
@@ -541,14 +544,14 @@ class SessionKeeper:
             answer = Vow(self._node)
             answer.resolve(vow.handle())
             vow = answer
-        key = session.id + _KINDS[kind] + _key(position)
+        key = session.id + _KINDS[kind] + number_key(position)
         if kept != self._promise_row(session, kind, position, key, vow):
             session.tables.touch(kind, position)
         return vow
 
     def _restore_answers(self, session: Session) -> None:
         for key, data in self._baggage.scan("answer", session.id + b"a"):
-            position = int.from_bytes(key[33:], "big")
+            position = key_number(key[33:])
             (kept,) = decode_row(data, "answer")
             session.tables.answers[position] = self._restore_promise(session, "answer", position, kept)
 
@@ -567,7 +570,7 @@ class SessionKeeper:
         """Lets go of what the dead process held, and nothing that goes on does."""
         tables = session.tables
         for key, _ in self._baggage.scan("answer", session.id + b"q"):
-            position = int.from_bytes(key[33:], "big")
+            position = key_number(key[33:])
             if position not in tables.questions:
                 session.outbox.released(position)
                 tables.touch("question", position)
@@ -581,7 +584,3 @@ class SessionKeeper:
 
 def _ephemeral(obj: object, error: NotStorable) -> None:
     log.error("a %s cannot be kept, and ends with this process: %s", type(obj).__name__, error)
-
-
-def _key(number: int) -> bytes:
-    return number.to_bytes(8, "big")

@@ -54,6 +54,16 @@ def check_table(table: str) -> None:
         raise ValueError(f"no such table: {table}")
 
 
+def number_key(number: int) -> bytes:
+    """The key, or the end of one, that stands for a number: in the order of numbers."""
+    return number.to_bytes(8, "big")
+
+
+def key_number(key: bytes) -> int:
+    """The number that a key of `number_key` stands for."""
+    return int.from_bytes(key, "big")
+
+
 def row_name(key: bytes) -> str:
     """How a message names a row, as keys are not for logs."""
     return blake2b(key, digest_size=8).hexdigest()

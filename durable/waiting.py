@@ -17,6 +17,7 @@ from durable.baggage import Baggage
 from durable.errors import NotStorable
 from durable.objects import Durable
 from durable.promises import Promises
+from durable.store import key_number, number_key
 from durable.values import TURN, Values, decode_row, encode_row
 from ocapn.captp.delivery import (
     FULFILLED,
@@ -160,7 +161,7 @@ class Waiters:
         if self._closed:
             return
         self._changed.pop(item, None)
-        self._baggage.remove("promise", _key(item.number))
+        self._baggage.remove("promise", number_key(item.number))
         method = item.fulfilled if fulfilled else item.broken
         if method is not None:
             self._node.enqueue(Told(item.obj, method), [value], None, None)
@@ -264,7 +265,7 @@ class Waiters:
             elif isinstance(item, When):
                 waits_on = self._promises.on(item.promise._vow)
                 row = [self._number_of(item.obj), item.fulfilled, item.broken, waits_on]
-                self._baggage.put("promise", _key(item.number), encode_row(row))
+                self._baggage.put("promise", number_key(item.number), encode_row(row))
             else:
                 self._save_sent(item)
 
@@ -295,12 +296,12 @@ class Waiters:
             return [self._number_of(target), method, packed, answer is not None, source]
 
         try:
-            self._put(number, self._promises.watched(_key(number), lambda: self.changed(turn), pack))
+            self._put(number, self._promises.watched(number_key(number), lambda: self.changed(turn), pack))
         except NotStorable:
             if turn.number:  # it was kept, and what a promise in it became cannot be
                 self._remove(number)
             turn.number = -1
-            self._promises.unwatch(_key(number))
+            self._promises.unwatch(number_key(number))
             return
         turn.number = number
         if answer is not None:
@@ -327,7 +328,7 @@ class Waiters:
 
         if target is not None:
             try:
-                self._put(number, self._promises.watched(_key(number), lambda: self._again(item), pack))
+                self._put(number, self._promises.watched(number_key(number), lambda: self._again(item), pack))
             except NotStorable:
                 pass
             else:
@@ -347,17 +348,17 @@ class Waiters:
             kept.stored = False
             self._remove(kept.number)
         else:
-            self._promises.unwatch(_key(kept.number))
+            self._promises.unwatch(number_key(kept.number))
 
     def _put(self, number: int, row: list[Any]) -> None:
-        self._baggage.put("turn", _key(number), encode_row(row))
+        self._baggage.put("turn", number_key(number), encode_row(row))
 
     def _remove(self, number: int) -> None:
         if self._closed:
             return
         self._promises.forget(number)
-        self._promises.unwatch(_key(number))
-        self._baggage.remove("turn", _key(number))
+        self._promises.unwatch(number_key(number))
+        self._baggage.remove("turn", number_key(number))
 
     def resolvers(self, session: Session, position: int) -> list[list[Any]]:
         """Those of a peer, at one position, that will be told even after a restart: number, and what they wait on."""
@@ -370,7 +371,7 @@ class Waiters:
     def restore_promises(self) -> None:
         """The promises that rows of `turn` will settle."""
         for key, data in self._baggage.scan("turn"):
-            number, (target, _, _, asked, *_) = _number(key), decode_row(data, "turn")
+            number, (target, _, _, asked, *_) = key_number(key), decode_row(data, "turn")
             self._promises.drawn(number)
             if target is None or asked:
                 self._promises.restore(number)
@@ -381,7 +382,7 @@ class Waiters:
         gifts: list[Callable[[], None]] = []
         untold: list[tuple[Session, int]] = []
         for key, data in self._baggage.scan("turn"):
-            number, row = _number(key), decode_row(data, "turn")
+            number, row = key_number(key), decode_row(data, "turn")
             if row[0] is None:
                 gifts.append(partial(self._restore_gift, number, *row[1:]))
             elif isinstance(row[0], int):
@@ -389,11 +390,11 @@ class Waiters:
             else:
                 begin[number] = partial(self._restore_sent, number, *row)
         for key, data in self._baggage.scan("promise"):
-            number = _number(key)
+            number = key_number(key)
             begin[number] = partial(self._restore_when, number, *decode_row(data, "promise"))
         for session in sessions:
             for key, data in self._baggage.scan("slot", session.id + b"r"):
-                position, (twice, told) = _number(key[33:]), decode_row(data, "slot")
+                position, (twice, told) = key_number(key[33:]), decode_row(data, "slot")
                 session.tables.restore_resolver(position, twice)
                 for number, waits_on in told:
                     begin[number] = partial(self._restore_telling, number, session, position, waits_on)
@@ -478,11 +479,3 @@ class Waiters:
                 vow.break_with(SessionLost("the session is over"))
             else:
                 resume_give(node, session.key, wire, vow, node.now() + left)
-
-
-def _number(key: bytes) -> int:
-    return int.from_bytes(key, "big")
-
-
-def _key(number: int) -> bytes:
-    return number.to_bytes(8, "big")

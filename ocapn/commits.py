@@ -50,11 +50,12 @@ class Commits:
         self._steps: list[_Step] = []
         self._writing: list[_Step] = []  # those whose batches are on their way
         self._token: trio.lowlevel.TrioToken | None = None  # while `run` runs
-        self._context: contextvars.Context | None = None
+        self._context = contextvars.copy_context()
         self._idle = trio.Event()
         self._stopped = trio.Event()
-        self._error: BaseException | None = None  # a bug, if it is not that of the node
-        node.uncommitted = lambda: bool(self._steps or self._writing or node.touched or keeper.pending)
+        node.uncommitted = lambda: bool(
+            self.failed or self._steps or self._writing or node.touched or keeper.pending
+        )
 
     @property
     def failed(self) -> bool:
@@ -94,7 +95,6 @@ class Commits:
     def _stop(self, error: BaseException) -> None:
         """Nothing is committed or shown any more."""
         self._node.fail(error)
-        self._error = error
         self._stopped.set()
 
     async def settled(self) -> None:
@@ -127,8 +127,8 @@ class Commits:
         try:
             self._begin()
             await self._stopped.wait()
-            assert self._error is not None
-            raise self._error
+            assert self._node.failure is not None
+            raise self._node.failure
         finally:
             self._token = None
             if self._writing:  # in a thread, which does not stop
@@ -143,17 +143,18 @@ class Commits:
             return
         steps, self._steps = self._steps, []
         batches = [step.batch for step in steps if step.batch is not None]
+        run = self._context.run
         if self._keeper.blocks and batches:
             try:
                 trio.lowlevel.start_thread_soon(
                     lambda: self._write(batches),
-                    lambda failed: token.run_sync_soon(self._in_context, failed.unwrap()),
+                    lambda failed: token.run_sync_soon(run, self._written, failed.unwrap()),
                 )
             except RuntimeError as error:  # the system has no thread for us
                 self._stop(error)
                 return
         else:
-            token.run_sync_soon(lambda: self._in_context(self._write(batches)))
+            token.run_sync_soon(lambda: run(self._written, self._write(batches)))
         self._writing = steps
 
     def _write(self, batches: list[Any]) -> BaseException | None:
@@ -164,10 +165,6 @@ class Commits:
         except BaseException as error:  # whoever waits for the thread has to be told
             return error
         return None
-
-    def _in_context(self, failed: BaseException | None) -> None:
-        assert self._context is not None
-        self._context.run(self._written, failed)
 
     def _written(self, failed: BaseException | None) -> None:
         """What was on its way is on disk, or never will be. On the loop, in no task: nothing may leave from here."""

@@ -349,7 +349,6 @@ class Promise(PromiseHandle):
             yield from waiter.wait(node, abort)
             vow = self._vow.end()
         elif not node.uncommitted():
-            node.waits()
             yield from trio.lowlevel.checkpoint().__await__()
         else:  # what settled it may not be on disk yet
             committed = trio.Event()

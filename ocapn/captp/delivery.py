@@ -344,7 +344,7 @@ class Vow:
             vow = vow.value._vow  # type: ignore[attr-defined]  # FOLLOWING: a PromiseHandle
         step: Vow = self
         while step is not vow:  # so that no part of a long chain is walked twice
-            after: Vow = step.value._vow  # type: ignore[attr-defined]
+            after: Vow = step.value._vow  # type: ignore[attr-defined]  # likewise
             if after is not vow:
                 step.value = vow.handle()
             step = after

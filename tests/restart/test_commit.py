@@ -175,3 +175,28 @@ async def test_an_await_inside_a_transaction_loses_nothing() -> None:
         assert other._core.frames is not None
         await trio.sleep(1)
         assert one._core.frames.sent == other._core.frames.taken
+
+
+@trio_test
+async def test_a_promise_that_was_settled_is_there_after_the_peer_was_closed() -> None:
+    async with two(check=False) as (a, b):
+        promise = E(await linked(a, b)).note(1)
+        assert await promise == 1
+        await a.close()
+        assert await promise == 1
+
+
+@trio_test
+async def test_an_answer_that_is_no_text_ends_nothing() -> None:
+    class Wrong(ocapn.Target):
+        @ocapn.method
+        def get(self) -> str:
+            return "\ud800"
+
+    async with two() as (a, b):
+        ref = await linked(a, b)
+        wrong = await a.peer.enliven(b.peer.export(Wrong()))
+        with pytest.raises(ocapn.RemoteError):
+            await E(wrong).get()
+        assert await E(ref).note(1) == 1
+        del wrong
