@@ -17,6 +17,7 @@ from ocapn.codec.syrup import Decoder
 from ocapn.crypto import SessionKey, sign_receive, verify_envelope
 from ocapn.errors import OCapNError, RemoteError, TooBusy
 from ocapn.limits import Limits
+from ocapn.model.locators import PeerLocator
 from ocapn.model.values import Symbol
 
 if TYPE_CHECKING:
@@ -292,29 +293,34 @@ def receive_give(session: Session, envelope: Envelope) -> Vow:
         session.withdrawing -= 1
         _withdraw(session.key, envelope, vow, exporter)
 
-    node.connect(give.exporter, reached)
+    life = node.limits.gift_life
+    _reach(node, give.exporter, reached, node.now() + (0.0 if node.keeper is None else life))
     if vow.state == PENDING and node.keeper is not None:
-        node.keeper.given(vow, session.id, envelope.wire, node.limits.gift_life)
+        node.keeper.given(vow, session.id, envelope.wire, life)
     return vow
 
 
 def resume_give(node: Node, key: SessionKey, wire: bytes, vow: Vow, until: float) -> None:
-    """A give arrived before a restart, at the session with that key: `vow` is still to become the gift.
-
-    Its exporter may have been restarted too: it is tried for as long as a gift waits.
-    """
+    """A give arrived before a restart, at the session with that key: `vow` is still to become the gift."""
     decoded = Decoder(node.limits, OPERATIONS).decode(b"[%b]" % wire)  # by itself it would be no message
     assert isinstance(decoded, list)
     (envelope,) = decoded
+    _reach(node, envelope.signed.exporter, lambda exporter: _withdraw(key, envelope, vow, exporter), until)
 
-    def reached(exporter: Session | OCapNError) -> None:
-        if isinstance(exporter, OCapNError) and node.now() < until:
+
+def _reach(
+    node: Node, exporter: PeerLocator, reached: Callable[[Session | OCapNError], None], until: float
+) -> None:
+    """The session with an exporter, who may be on his way back from a restart: he is tried until then."""
+
+    def tried(found: Session | OCapNError) -> None:
+        if isinstance(found, OCapNError) and node.now() < until:
             node.gifts.try_again(connect)
         else:
-            _withdraw(key, envelope, vow, exporter)
+            reached(found)
 
     def connect() -> None:
-        node.connect(envelope.signed.exporter, reached)
+        node.connect(exporter, tried)
 
     connect()
 

@@ -337,9 +337,9 @@ class Node:
             size -= oldest.held_bytes
             oldest.forsake()
 
-    def past_session(self, session_id: bytes) -> Session | _Past | None:
-        """The session with that id: live, or ended within the gift's life."""
-        return self._by_id.get(session_id) or self._past.get(session_id)
+    def past_session(self, session_id: bytes) -> Session | Tombstone | _Past | None:
+        """The session with that id: live, or ended within the gift's life, be it before a restart."""
+        return self._by_id.get(session_id) or self._tombstones.get(session_id) or self._past.get(session_id)
 
     def is_live(self, session_id: bytes) -> bool:
         return session_id in self._by_id

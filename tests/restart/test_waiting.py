@@ -543,6 +543,56 @@ def test_a_gift_whose_exporter_is_not_reached_yet(who: str, late: float) -> None
     run()
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_gift_whose_gifter_has_ended_its_session_since(restarted: bool) -> None:
+    """The tombstone of the session through which it was deposited outlives the process of the exporter."""
+
+    @trio_test
+    async def run() -> None:
+        async with world() as place:
+            a, b, c, to_b = await giving(place)
+            place.network.delay = lambda one, other: 20.0 if {one, other} == {"b", "c"} else 0.0
+            send_only(to_b).watch(relay(a).to)
+            await quiet()
+            assert len(c.disk.scan("gift")) == 1
+            (to_c,) = [one for one in a.peer.sessions if one.location == c.peer.locator()]
+            to_c.end("enough")
+            await quiet()
+            if restarted:
+                await c.again()
+            assert relay(b).told == ()
+            place.network.delay = lambda one, other: 0.0
+            await trio.sleep(60)
+            (told,) = relay(b).told
+            assert relay(b).failed == ()
+            assert await E(told).note(3) == 30
+            assert c.disk.scan("gift") == []
+            del told, to_b
+
+    run()
+
+
+@pytest.mark.parametrize(("back", "told"), [(100.0, True), (900.0, False)])
+def test_a_gift_whose_exporter_is_down_when_it_is_given(back: float, told: bool) -> None:
+    """He is tried for as long as a gift waits, and not for longer."""
+
+    @trio_test
+    async def run() -> None:
+        async with world(check=False) as place:
+            a, b, c, to_b = await giving(place)
+            send_only(to_b).watch(relay(a).to)
+            c.crash()
+            await trio.sleep(back)
+            await c.start()
+            await trio.sleep(120)
+            assert len(relay(b).told) == told
+            assert len(relay(b).failed) == (not told)
+            assert b.disk.scan("turn") == []
+            del to_b
+
+    run()
+
+
 @durable.kind("restart.changeable", version=1)
 @attrs.define(eq=False)
 class Changeable(ocapn.Target):
