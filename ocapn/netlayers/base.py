@@ -45,7 +45,7 @@ class Channel(ABC):
 
     @abstractmethod
     async def receive(self, most: int) -> list[bytes]:
-        """One to `most` messages; an empty list at the end of what the other side sends."""
+        """One to `most` messages; an empty list at the end of what the other side sends. A checkpoint."""
 
     def send_now(self, messages: list[bytes]) -> int:
         """Sends as many of the messages, from the first, as the transport takes without waiting; says how many.
@@ -176,6 +176,10 @@ class StreamChannel(Channel):
 
     async def receive(self, most: int) -> list[bytes]:
         framer = self._framer
+        if (
+            framer.pending
+        ):  # of what came at once a batch is taken in each pass of the loop, as others have work too
+            await trio.lowlevel.checkpoint()
         messages = framer.take(most)
         while not messages:
             if not framer.pending:

@@ -187,3 +187,37 @@ async def test_nothing_is_sent_after_the_end() -> None:
     assert await stream.receive_some() == b""
     with pytest.raises(ChannelBroken):
         await channel.send([MESSAGE])
+
+
+@pytest.mark.parametrize("framed", FRAMED)
+@trio_test
+async def test_others_have_their_turn_between_two_batches_of_what_came_at_once(framed: bytes) -> None:
+    channel, stream = channel_and_stream()
+    passes = 0
+
+    async def others() -> None:
+        nonlocal passes
+        while True:
+            await trio.lowlevel.checkpoint()
+            passes += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(others)
+        await stream.send_all(framed * 8)
+        before = passes
+        for _ in range(4):
+            assert await channel.receive(2) == [MESSAGE] * 2
+        assert passes - before >= 3  # of the first or the last pass, they may be first or last
+        nursery.cancel_scope.cancel()
+
+
+@trio_test
+async def test_a_batch_that_is_not_received_because_of_a_cancellation_is_not_lost() -> None:
+    channel, stream = channel_and_stream()
+    await stream.send_all(SYRUP * 2)
+    assert await channel.receive(1) == [MESSAGE]
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await channel.receive(1)
+    assert scope.cancelled_caught
+    assert await channel.receive(1) == [MESSAGE]
