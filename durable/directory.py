@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Final
 
@@ -96,6 +96,8 @@ class DirectoryStore:
     store_id: bytes
 
     def __init__(self, path: str | PathLike[str], *, log_size: int = _LOG_SIZE) -> None:
+        if not fspath(path):
+            raise BaggageRefused("no directory is named: '.' is the current one")
         self.path = Path(path).absolute()
         self._log_size = log_size
         self._failed: str | None = None

@@ -16,6 +16,8 @@ from durable.baggage import Baggage
 from durable.directory import STATE, WAL
 from durable.errors import BaggageCorrupt
 from durable.header import FORMAT, HEADER
+from durable.outbox import unpack_frames
+from durable.pages import PLACES, SIZE, entries
 from durable.records import decode, encode, marked, unescaped
 from durable.store import TABLES, key_number, number_key, row_name
 
@@ -27,8 +29,8 @@ _MAX_DEPTH: Final = 256
 _NEXT_OBJECT: Final = b"next-object"
 _TOMBSTONE: Final = b"tombstone/"
 _KIND: Final = b"kind/"
-#: The letter in the key of a slot or an answer, after the id of the session.
-_SLOTS: Final = {"slot": "eir", "answer": "aq"}
+#: The letters in the keys of slots and answers, after the id of the session: rows of their own, and pages.
+_SLOTS: Final = {"slot": ("e", "EIR"), "answer": ("a", "AQ")}
 #: Tables whose rows begin with the number of an object; those of `turn` may begin with what a message is queued on, or
 #: with None for a gift that is on its way.
 _NUMBERED: Final = ("promise", "turn", "gift")
@@ -36,7 +38,20 @@ _NUMBERED: Final = ("promise", "turn", "gift")
 _RAW: Final = ("outbox",)
 #: Every table is known here: in one that is not, objects might be named that `prune` would not see.
 KNOWN: Final = frozenset(
-    ("node", "session", "outbox", "slot", "answer", "promise", "turn", "gift", "swiss", "object", "user")
+    (
+        "node",
+        "session",
+        "progress",
+        "outbox",
+        "slot",
+        "answer",
+        "promise",
+        "turn",
+        "gift",
+        "swiss",
+        "object",
+        "user",
+    )
 )
 _PAGE: Final = 1000
 
@@ -170,22 +185,20 @@ def sessions(rows: Rows) -> Iterator[Session]:
                 bytes(),
                 bytes(),
                 [str(transport), str(designator), dict(hints)],
-                [bool(dialled), _, bool(agreed), *_],
+                [bool(dialled), _, bool(agreed)],
                 _,
                 _,
-                [int(epoch), _, int(sent), int(acked), int(received), *_],
-                _,
-                _,
-                _,
-                int(cut_at),
-                *_,
             ] if len(key) == 32:
                 pass
             case _:
                 raise _corrupt("not the row of a session", "session", key)
-        kept = [len(value) - 32 for _, value in _all(rows, "outbox", key)]
-        counts = {letter: sum(1 for _ in _all(rows, "slot", key + letter)) for letter in (b"e", b"i")}
-        asked = {letter: sum(1 for _ in _all(rows, "answer", key + letter)) for letter in (b"q", b"a")}
+        (epoch, _, sent, acked, received), _, cut_at = _progress(rows, key)
+        kept = [len(frame) for number, frame, _ in _frames(rows, key) if number > acked]
+        count = {kind: sum(1 for _ in _page_entries(rows, key, kind)) for kind in PLACES}
+        own = {
+            kind: sum(1 for _ in _all(rows, table, key + letter.lower()))
+            for kind, (table, letter) in PLACES.items()
+        }
         yield Session(
             id=key,
             transport=transport,
@@ -200,10 +213,10 @@ def sessions(rows: Rows) -> Iterator[Session]:
             cut_at=cut_at,
             outbox_frames=len(kept),
             outbox_bytes=sum(kept),
-            exports=counts[b"e"],
-            imports=counts[b"i"],
-            questions=asked[b"q"],
-            answers=asked[b"a"],
+            exports=count["export"] + own["export"],
+            imports=count["import"],
+            questions=count["question"],
+            answers=count["answer"] + own["answer"],
         )
 
 
@@ -260,31 +273,36 @@ def check(rows: Rows, progress: Progress = lambda table, rows: None) -> int:
     objects that rows name are there. Whether each row is what was written is for `verify`.
     """
     kept = {session.id: session for session in sessions(rows)}
-    records = {key: _decoded("session", key, data) for key, data in _all(rows, "session")}
     for session in kept.values():
-        _check_frames(rows, session, records[session.id][7][0])
+        _check_frames(rows, session, _progress(rows, session.id)[1])
     known = {one.number for one in objects(rows)}
     held: Counter[tuple[bytes, int]] = Counter()
     for one in objects(rows):
         held.update(_holds(one.state))
     for session_id in kept:
-        for key, data in _all(rows, "slot", session_id + b"i"):
-            match _decoded("slot", key, data):
-                case [int(), bool(), int(holders)] if holders == held[session_id, key_number(key[33:])]:
+        for key, position, entry in _page_entries(rows, session_id, "import"):
+            match entry:
+                case int(_) if type(entry) is int:
+                    holders = 0
+                case [int(_), bool(_), int(holders)]:
                     pass
                 case _:
-                    raise _corrupt("it miscounts the durable objects that hold it", "slot", key)
+                    raise _corrupt("not the entry of an import", "slot", key)
+            if holders != held[session_id, position]:
+                raise _corrupt("it miscounts the durable objects that hold an import", "slot", key)
     count = 0
     for table in TABLES:
         for key, data in _all(rows, table):
             count += 1
             if not count % _PAGE:
                 progress(table, count)
-            if table in (*_SLOTS, *_RAW) and key[:32] not in kept:
+            if table in ("progress", *_SLOTS, *_RAW) and key[:32] not in kept:
                 raise _corrupt("it belongs to no session", table, key)
-            letters = _SLOTS.get(table)
-            if letters and (len(key) != 41 or chr(key[32]) not in letters):
+            own, pages = _SLOTS.get(table, ("", ""))
+            if own and (len(key) != 41 or chr(key[32]) not in own + pages):
                 raise _corrupt("not the key of a slot", table, key)
+            if own and chr(key[32]) in pages:
+                _page(table, key, data)
             if table == "user":
                 _user_key(key)
             if not known.issuperset(named := _named(table, key, data)):
@@ -328,7 +346,7 @@ def prune(
         for number in left:
             baggage.remove("object", number_key(number))
         for (session_id, position), holders in held.items():
-            _let_go(baggage, session_id + b"i" + number_key(position), holders)
+            _let_go(baggage, session_id, position, holders)
         for kind, _ in pruned.objects:
             if kind not in kinds:
                 baggage.remove("node", _KIND + kind.encode())
@@ -336,12 +354,17 @@ def prune(
     return pruned
 
 
-def _let_go(baggage: Baggage, key: bytes, holders: int) -> None:
+def _let_go(baggage: Baggage, session_id: bytes, position: int, holders: int) -> None:
     """So many fewer objects hold an import; its session may be over."""
-    data = baggage.read("slot", key)
+    table, letter = PLACES["import"]
+    key = session_id + letter + number_key(position // SIZE)
+    data = baggage.read(table, key)
     if data is not None:
-        count, promise, held = _decoded("slot", key, data)
-        baggage.put("slot", key, encode([count, promise, held - holders]))
+        page = _page(table, key, data)
+        match page.get(position):
+            case [count, promise, int(held)]:
+                page[position] = [count, promise, held - holders]
+                baggage.put(table, key, encode([list(page), list(page.values())]))
 
 
 def _unreferenced(rows: Rows, progress: Progress) -> set[int]:
@@ -369,22 +392,68 @@ def _unreferenced(rows: Rows, progress: Progress) -> set[int]:
     return left
 
 
-def _check_frames(rows: Rows, session: Session, digest: object) -> None:
-    """Those from `acked` to `sent` are there, and their digests follow from each other."""
-    number = session.acked
-    for key, data in _all(rows, "outbox", session.id):
-        number += 1
-        if key[32:] != number_key(number) or number > session.sent:
-            raise _corrupt(f"frame {number} of the session should stand here", "outbox", key)
-        if not isinstance(digest, bytes) or sha256(digest + data[32:]).digest() != data[:32]:
-            raise _corrupt("the frame is not the one that was sent", "outbox", key)
-        digest = data[:32]
-    if number != session.sent:
+def _check_frames(rows: Rows, session: Session, digests: Any) -> None:
+    """Those from `acked` to `sent` are there, and are those whose digest the session knows."""
+    digest, _, last = digests
+    due = session.acked
+    for number, frame, key in _frames(rows, session.id):
+        if number <= session.acked:
+            continue
+        due += 1
+        if number != due or number > session.sent:
+            raise _corrupt(f"frame {due} of the session should stand here", "outbox", key)
+        digest = sha256(digest + frame).digest()
+    if due != session.sent:
         raise _corrupt(
-            f"of its frames that the peer has not acknowledged the last {session.sent - number} are missing",
+            f"of its frames that the peer has not acknowledged the last {session.sent - due} are missing",
             "session",
             session.id,
         )
+    if digest != last:
+        raise _corrupt("its frames are not those that were sent", "session", session.id)
+
+
+def _progress(rows: Rows, session_id: bytes) -> tuple[list[int], list[bytes], int]:
+    """Of a session, the counts, the digests, and when it was cut. Raises BaggageCorrupt."""
+    for key, data in _all(rows, "progress", session_id):
+        match _decoded("progress", key, data):
+            case [
+                [int(_), int(_), int(_), int(_), int(_)] as counts,
+                [bytes(_), bytes(_), bytes(_)] as digests,
+                [int(_), int(_)],
+                [int(_), int(_), list(_)],
+                int(cut_at),
+            ] if key == session_id:
+                return counts, digests, cut_at
+        raise _corrupt("not the counts of a session", "progress", key)
+    raise _corrupt("its counts are missing", "session", session_id)
+
+
+def _frames(rows: Rows, session_id: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+    """The frames of a session in the outbox, with their numbers and the keys of their rows. Raises BaggageCorrupt."""
+    for key, data in _all(rows, "outbox", session_id):
+        try:
+            frames = unpack_frames(data)
+        except ValueError as error:
+            raise _corrupt(str(error), "outbox", key) from None
+        for number, frame in enumerate(frames, key_number(key[32:])):
+            yield number, frame, key
+
+
+def _page(table: str, key: bytes, data: bytes) -> dict[int, Any]:
+    """What a page says, by position. Raises BaggageCorrupt."""
+    try:
+        return entries(key_number(key[33:]), _decoded(table, key, data))
+    except ValueError as error:
+        raise _corrupt(str(error), table, key) from None
+
+
+def _page_entries(rows: Rows, session_id: bytes, kind: str) -> Iterator[tuple[bytes, int, Any]]:
+    """What the pages of a session say of one kind: the key of the page, position, entry. Raises BaggageCorrupt."""
+    table, letter = PLACES[kind]
+    for key, data in _all(rows, table, session_id + letter):
+        for position, entry in _page(table, key, data).items():
+            yield key, position, entry
 
 
 def _named(table: str, key: bytes, data: bytes) -> list[int]:

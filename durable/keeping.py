@@ -9,16 +9,16 @@ durable objects hold it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, final
 from weakref import WeakKeyDictionary
 
 from durable.baggage import Baggage
 from durable.errors import BaggageCorrupt, BaggageNewer, DurableError, NotStorable
 from durable.objects import MissingKind, adopt, blank, disown, fill, kinds, state_of, upgraded
-from durable.records import decode, encode
+from durable.records import decode, decode_row, encode, encode_row
 from durable.store import key_number, number_key
-from durable.values import FIELD, SAVED, Values, check_packed, decode_row, encode_row
+from durable.values import FIELD, SAVED, Values, check_packed
 from ocapn.captp.delivery import CoreTarget
 from ocapn.captp.node import Node
 from ocapn.captp.tables import Export, Tables
@@ -69,6 +69,9 @@ class KeptExport(Export):
     def resolves(self) -> None:
         return None
 
+    def __str__(self) -> str:
+        return f"durable object {self.number}"  # which is not loaded for this
+
 
 @final
 class Objects:
@@ -110,6 +113,8 @@ class Objects:
         """A field of a durable object is about to change. Raises DurableError once the peer has ended."""
         if self._closed:
             raise DurableError("the peer of this object has ended: what changes now would not be kept")
+        if self._changed.get(obj._durable_id) is obj and not self._baggage.in_transaction:
+            return  # it has been since the last batch
         self.load(obj)
         if self._baggage.in_transaction:
             old = getattr(obj, name)
@@ -250,9 +255,9 @@ class Objects:
                     if slot is not None and not slot.held:
                         self._node.finalised(slot)
 
-    def held(self, session: Session, position: int) -> int:
-        """How many durable objects hold an import, as their rows say."""
-        return self._held.get(session, {}).get(position, 0)
+    def holders(self, session: Session) -> Mapping[int, int]:
+        """How many durable objects hold each import that some do, as their rows say."""
+        return self._held.get(session, {})
 
     def restore_held(self, session: Session, position: int, held: int) -> None:
         """The row of an import says so."""

@@ -58,6 +58,9 @@ class Kind:
     upgrades: dict[int, Upgrade]
 
 
+#: Fields of a kind: each may have 1 MiB, and all of them stand in one row.
+_MAX_FIELDS: Final = 256
+
 #: Registered kinds by name.
 kinds: Final[dict[str, Kind]] = {}
 
@@ -92,7 +95,7 @@ def kind(name: str, *, version: int = 1) -> Callable[[T], T]:
 
     `name` is what the baggage calls it, whatever the class is called; `version` counts changes of its fields (see
     `upgrade`). Raises TypeError for a class that is not made by attrs, or has attributes with the names of fields;
-    ValueError for a name that is taken.
+    ValueError for a name that is taken, and for more than 256 fields.
     """
     if version < 1:
         raise ValueError(f"a version is 1 or more, not {version}")
@@ -104,6 +107,10 @@ def kind(name: str, *, version: int = 1) -> Callable[[T], T]:
         if known is not None and known.cls.__qualname__ != cls.__qualname__:
             raise ValueError(f"the kind {name!r} is {known.cls.__qualname__} already")
         fields = tuple(field.name for field in attrs.fields(cls))
+        if len(fields) > _MAX_FIELDS:
+            raise ValueError(
+                f"{cls.__qualname__} has {len(fields)} fields, and at most {_MAX_FIELDS} can be kept"
+            )
         for field in fields:
             there = getattr_static(cls, field, None)
             if there is not None and not isinstance(there, MemberDescriptorType):
@@ -135,7 +142,7 @@ def upgrade(name: str, *, version: int) -> Callable[[Upgrade], Upgrade]:
     return register
 
 
-def _small(value: object) -> bool:
+def small(value: object) -> bool:
     """Whether the value can be kept without a closer look."""
     kind = type(value)
     if kind is int:
@@ -161,7 +168,7 @@ def _tracked(cls: type, made: Kind) -> type:
         old = getattr(self, name)
         inherited(self, name, value)
         kept = getattr(self, name)  # what a converter has made of it
-        if not _small(kept):
+        if not small(kept):
             try:
                 keeper.check(kept, f"{made.name}.{name}")
             except BaseException:

@@ -9,9 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, TypeVar, final
 
-from durable.baggage import Baggage
-from durable.records import decode
-from durable.store import number_key
 from ocapn.captp.delivery import PENDING, RemoteVow, Vow, Waiting, broken
 from ocapn.captp.node import Node
 from ocapn.captp.session import Session
@@ -57,11 +54,11 @@ class _Watcher(Waiting):
 
 @final
 class Promises:
-    """The promises of one node, as rows name them."""
+    """The promises of one node, as rows name them. `question` is what is kept of one, by session and position."""
 
-    def __init__(self, baggage: Baggage, node: Node) -> None:
-        self._baggage = baggage
+    def __init__(self, node: Node, question: Callable[[bytes, int], bool | None]) -> None:
         self._node = node
+        self._question = question
         self._numbers: dict[Vow, int] = {}
         self._vows: dict[int, Vow] = {}
         self._next = 1
@@ -134,8 +131,13 @@ class Promises:
             if watchers:
                 self._watchers[row] = watchers
 
+    @property
+    def watching(self) -> bool:
+        """Whether any row is to be written again when a promise in it is not what it was."""
+        return bool(self._watchers)
+
     def unwatch(self, row: bytes) -> None:
-        """The row is gone."""
+        """The row is gone, or names no promise any more."""
         for watcher in self._watchers.pop(row, ()):
             watcher.off = True
 
@@ -173,21 +175,21 @@ class Promises:
         if vow is None:
             tables = session.tables
             if answer:
-                row = self._baggage.read("answer", session_id + b"q" + number_key(position))
+                listening = self._question(session_id, position)
+                known = listening is not None
                 vow = RemoteVow(session, ANSWER, position, descriptor_bytes(ANSWER, position))
-                if row is not None:
-                    (listening,) = decode(row, table="answer")
+                if listening is not None:
                     vow.listening = listening or key in self._listening
                     tables.questions[position] = vow
             else:
                 slot = tables.imports.get(position)
-                row = None if slot is None else b""
+                known = slot is not None
                 if slot is not None and slot.vow is not None:
                     vow = slot.vow
                 else:
                     vow = RemoteVow(session, EXPORT, position, descriptor_bytes(EXPORT, position))
                 vow.listening = key in self._listening
-            if row is None:  # it was given up as a place to send to; its resolver may still be told
+            if not known:  # it was given up as a place to send to; its resolver may still be told
                 if key not in self._listening:
                     return None
                 vow.released = vow.listening = True

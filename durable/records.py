@@ -15,6 +15,8 @@ from durable.errors import BaggageCorrupt, NotStorable
 
 #: Bytes of one encoded value. A larger one is better kept in pieces: it is written whole at each change.
 MAX_SIZE = 1 << 20
+#: Bytes of a row of the peer's own: more than a message can have, or all fields of an object together.
+MAX_ROW = 1 << 29
 #: Containers inside containers. A list that holds itself has no end.
 MAX_DEPTH = 64
 
@@ -48,19 +50,28 @@ def encode(value: object, *, max_size: int = MAX_SIZE, max_depth: int = MAX_DEPT
     return data
 
 
-def encode_known(value: object, *, max_size: int = MAX_SIZE) -> bytes:
+def encode_row(value: object) -> bytes:
     """As `encode`, of a value that is known to hold nothing else: its types are not looked at. Raises NotStorable."""
     try:
         data: bytes = cbor2.dumps(value, canonical=True)
     except (cbor2.CBOREncodeError, UnicodeEncodeError) as error:
         raise NotStorable(f"{error}") from None
-    if len(data) > max_size:
-        raise NotStorable(f"too large: more than {max_size:,} bytes")
+    if len(data) > MAX_ROW:
+        raise NotStorable(f"too large: more than {MAX_ROW:,} bytes")
     return data
 
 
-def decode_known(data: bytes, *, table: str) -> Any:
-    """The value of bytes that `encode_known` made: the digest of its row has shown that it did."""
+def encode_flat(value: list[Any]) -> bytes:
+    """As `encode_row`, in a fraction of the time: of lists, bool, int, ASCII str and bytes only, each of which has but
+    one encoding of the least length."""
+    data: bytes = cbor2.dumps(value)
+    if len(data) > MAX_ROW:
+        raise NotStorable(f"too large: more than {MAX_ROW:,} bytes")
+    return data
+
+
+def decode_row(data: bytes, table: str) -> Any:
+    """The value of bytes that `encode_row` made: the digest of its row has shown that it did. Raises BaggageCorrupt."""
     try:
         return cbor2.loads(data)
     except Exception:  # whatever a decoder of tags, dates and fractions may think of

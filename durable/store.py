@@ -7,7 +7,20 @@ from hashlib import blake2b
 from typing import Protocol
 
 #: The tables of a store (spec/baggage.md says what is in them).
-TABLES = ("node", "session", "outbox", "slot", "answer", "promise", "turn", "gift", "swiss", "object", "user")
+TABLES = (
+    "node",
+    "session",
+    "progress",
+    "outbox",
+    "slot",
+    "answer",
+    "promise",
+    "turn",
+    "gift",
+    "swiss",
+    "object",
+    "user",
+)
 
 #: What one commit writes: a value for a table and a key, None where the row goes.
 Changes = Mapping[tuple[str, bytes], bytes | None]

@@ -15,7 +15,7 @@ import attrs
 from durable.errors import BaggageCorrupt, NotStorable
 from durable.objects import Durable
 from durable.promises import Promises
-from durable.records import MARK, decode_known, encode, encode_known, escaped, marked, unescaped
+from durable.records import MARK, encode, escaped, marked, unescaped
 from ocapn.captp.delivery import (
     BROKEN,
     FULFILLED,
@@ -41,8 +41,6 @@ _PLAIN: Final = (type(None), bool, int, float, str, bytes)
 _FAILURES: Final[dict[str, type[OCapNError]]] = {
     one.__name__: one for one in (SessionLost, PeerRestarted, ObjectLost)
 }
-#: Bytes of a row; a message has fewer.
-_MAX_ROW: Final = 1 << 26
 #: Containers inside containers in a row: three for each of a message.
 _MAX_DEPTH: Final = 256
 
@@ -261,11 +259,6 @@ class Values:
         return slot.handle()
 
 
-def encode_row(value: Any) -> bytes:
-    """A row of what `Values.pack` has packed, with what stands around it. Raises NotStorable."""
-    return encode_known(value, max_size=_MAX_ROW)
-
-
 def check_packed(value: Any) -> None:
     """Raises NotStorable for what cannot be kept in one piece, or at all, though `Values.pack` has packed it."""
     encode(value, max_depth=_MAX_DEPTH)
@@ -274,11 +267,6 @@ def check_packed(value: Any) -> None:
 def _text(text: str) -> str:
     """What an exception says may be no text."""
     return text.encode(errors="replace").decode()
-
-
-def decode_row(data: bytes, table: str) -> Any:
-    """What `encode_row` has encoded. Raises BaggageCorrupt."""
-    return decode_known(data, table=table)
 
 
 def pack_locator(locator: PeerLocator) -> list[Any]:

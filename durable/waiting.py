@@ -9,7 +9,7 @@ session. All have numbers, drawn when they began to wait; in that order they wai
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Final, final
 
@@ -17,8 +17,9 @@ from durable.baggage import Baggage
 from durable.errors import NotStorable
 from durable.objects import Durable
 from durable.promises import Promises
+from durable.records import decode_row, encode_row
 from durable.store import key_number, number_key
-from durable.values import TURN, Values, decode_row, encode_row
+from durable.values import TURN, Values
 from ocapn.captp.delivery import (
     FULFILLED,
     CoreTarget,
@@ -44,7 +45,7 @@ _GIVE: Final = "give"
 class When(Waiting):
     """A durable object wants to be told what a promise becomes (`durable.when`)."""
 
-    __slots__ = ("broken", "fulfilled", "number", "obj", "promise", "waiters")
+    __slots__ = ("broken", "fulfilled", "number", "obj", "off", "promise", "turn", "waiters")
     listens = True
 
     def __init__(
@@ -62,12 +63,20 @@ class When(Waiting):
         self.obj = obj
         self.fulfilled = fulfilled
         self.broken = broken
+        self.off = False  # the transaction in which it was asked for was rolled back
+        self.turn: Turn | None = None  # in which it is told
+
+    @property
+    def gone(self) -> bool:
+        return self.off
 
     def settle(self, vow: Vow) -> None:
-        self.waiters.told(self, vow.state == FULFILLED, vow.value)
+        if not self.off:
+            self.waiters.told(self, vow.state == FULFILLED, vow.value)
 
     def moves(self, vow: Vow) -> None:
-        self.waiters.changed(self)
+        if not self.off:
+            self.waiters.changed(self)
 
 
 @final
@@ -153,8 +162,17 @@ class Waiters:
     def when(self, promise: PromiseHandle, obj: Any, fulfilled: str | None, broken: str | None) -> None:
         """See `durable.when`."""
         item = When(self, self._promises.draw(), promise, obj, fulfilled, broken)
+        if self._baggage.in_transaction:
+            self._baggage.undo_with(lambda: self._forget(item))
         self.changed(item)
         promise._vow.end().add(item)
+
+    def _forget(self, item: When) -> None:
+        """The object did not want to be told after all."""
+        item.off = True
+        self._changed.pop(item, None)
+        if item.turn is not None:  # the promise had settled before
+            self._node.turns.remove(item.turn)
 
     def told(self, item: When, fulfilled: bool, value: object) -> None:
         """The promise has settled: the object is told in a turn, which commits with what settled it."""
@@ -164,7 +182,7 @@ class Waiters:
         self._baggage.remove("promise", number_key(item.number))
         method = item.fulfilled if fulfilled else item.broken
         if method is not None:
-            self._node.enqueue(Told(item.obj, method), [value], None, None)
+            item.turn = self._node.enqueue(Told(item.obj, method), [value], None, None)
         elif not fulfilled:
             assert isinstance(value, BaseException)
             self._node.log_lost(value, None)
@@ -360,11 +378,20 @@ class Waiters:
         self._promises.unwatch(number_key(number))
         self._baggage.remove("turn", number_key(number))
 
-    def resolvers(self, session: Session, position: int) -> list[list[Any]]:
-        """Those of a peer, at one position, that will be told even after a restart: number, and what they wait on."""
-        waiting = self._tellings.get(session.id, {}).get(position, ())
-        found = [[item.kept.number, self._promises.on(item.kept.vow)] for item in waiting]
-        return [one for one in found if one[1] is not None]
+    def resolvers(self, session: Session, position: int) -> Any:
+        """What is to be kept of those of a peer, at one position, that are to be told.
+
+        How many, as `Tables.resolvers` has it; with that, if there are any, those that will be told even after a
+        restart: number, and what they wait on.
+        """
+        twice = session.tables.resolvers(position)
+        waiting = self._tellings.get(session.id, {}).get(position)
+        if waiting:
+            found = [[item.kept.number, self._promises.on(item.kept.vow)] for item in waiting]
+            told = [one for one in found if one[1] is not None]
+            if told:
+                return [twice, told]
+        return twice
 
     # After a restart
 
@@ -376,8 +403,11 @@ class Waiters:
             if target is None or asked:
                 self._promises.restore(number)
 
-    def restore(self, sessions: list[Session]) -> None:
-        """Everything waits again, in the order in which it began to; what waits for what is over is told."""
+    def restore(self, resolvers: Iterable[tuple[Session, int, Any]]) -> None:
+        """Everything waits again, in the order in which it began to; what waits for what is over is told.
+
+        `resolvers`: what is kept of those that are to be told, by session and position.
+        """
         begin: dict[int, Callable[[], None]] = {}
         gifts: list[Callable[[], None]] = []
         untold: list[tuple[Session, int]] = []
@@ -392,13 +422,12 @@ class Waiters:
         for key, data in self._baggage.scan("promise"):
             number = key_number(key)
             begin[number] = partial(self._restore_when, number, *decode_row(data, "promise"))
-        for session in sessions:
-            for key, data in self._baggage.scan("slot", session.id + b"r"):
-                position, (twice, told) = key_number(key[33:]), decode_row(data, "slot")
-                session.tables.restore_resolver(position, twice)
-                for number, waits_on in told:
-                    begin[number] = partial(self._restore_telling, number, session, position, waits_on)
-                untold += [(session, position)] * (twice // 2 - len(told))
+        for session, position, kept in resolvers:
+            twice, told = (kept, ()) if type(kept) is int else kept
+            session.tables.restore_resolver(position, twice)
+            for number, waits_on in told:
+                begin[number] = partial(self._restore_telling, number, session, position, waits_on)
+            untold += [(session, position)] * (twice // 2 - len(told))
         for number in sorted(begin):
             self._promises.drawn(number)
             begin[number]()

@@ -333,6 +333,11 @@ class Vow:
         return handle
 
     @property
+    def status(self) -> str:
+        """What has become of it, for people."""
+        return {PENDING: "pending", FULFILLED: "fulfilled", BROKEN: "broken"}[self.end().state]
+
+    @property
     def held(self) -> bool:
         """Whether anybody holds the handle."""
         return self._handle is not None and self._handle() is not None

@@ -104,7 +104,6 @@ class Frames:
         "_committed",
         "_committed_sent",
         "_next",
-        "_sent_digest",
         "acked",
         "acked_digest",
         "agreement",
@@ -114,6 +113,7 @@ class Frames:
         "kept",
         "proven",
         "sent",
+        "sent_digest",
         "settled",
         "since",
         "size",
@@ -139,7 +139,7 @@ class Frames:
         self.acked = 0
         self.kept: deque[tuple[bytes, bytes]] = deque()
         self.size = 0
-        self.acked_digest = self._sent_digest = _first_digest(session, own_id)
+        self.acked_digest = self.sent_digest = _first_digest(session, own_id)
         self.taken = 0
         self._committed: int | None = None
         self._committed_sent: int | None = None
@@ -160,8 +160,11 @@ class Frames:
 
     def number(self, message: bytes) -> None:
         """One more frame of ours."""
+        self._keep(message)
+
+    def _keep(self, message: bytes) -> None:
         self.sent += 1
-        digest = self._sent_digest = sha256(self._sent_digest + message).digest()
+        digest = self.sent_digest = sha256(self.sent_digest + message).digest()
         self.kept.append((message, digest))
         self.size += len(message)
 
@@ -263,18 +266,16 @@ class Frames:
         taken: int,
         acked_digest: bytes,
         taken_digest: bytes,
-        kept: list[tuple[bytes, bytes]],
+        kept: list[bytes],
     ) -> None:
         """These were the frames when the process ended; `kept` has those that were not acknowledged."""
         self.epoch = epoch
         self.proven = proven
         self.acked = acked
-        self.acked_digest = self._sent_digest = acked_digest
-        for message, digest in kept:
-            self.kept.append((message, digest))
-            self.size += len(message)
-            self._sent_digest = digest
-        self.sent = acked + len(kept)
+        self.acked_digest = self.sent_digest = acked_digest
+        self.sent = acked
+        for message in kept:
+            self._keep(message)
         self.taken = taken
         self.taken_digest = taken_digest
         self.commit(self.sent, taken)
@@ -316,7 +317,7 @@ class Frames:
         assert self.acked + len(self.kept) == self.sent, "frames are miscounted"
         assert self.told <= self.committed <= self.taken, "frames are acknowledged that are not committed"
         assert self.size == sum(len(message) for message, _ in self.kept), "bytes of frames are miscounted"
-        assert self._digest_at(self.sent) == self._sent_digest, "the digest is not that of the last frame"
+        assert self._digest_at(self.sent) == self.sent_digest, "the digest is not that of the last frame"
 
 
 def _first_digest(session: bytes, sender: bytes) -> bytes:

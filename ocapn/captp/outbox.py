@@ -110,12 +110,12 @@ class Outbox:
         """Whether an answer is to be released, and the peer was not told."""
         return position in self._answers
 
-    @property
-    def garbage(self) -> set[tuple[str, int]]:
-        """What the peer was not told of, as `Tables.touched` has it."""
-        return {("import", position) for position in self._exports} | {
-            ("question", position) for position in self._answers
-        }
+    def touch_all(self) -> None:
+        """What the peer was not told of counts as changed."""
+        for position in self._exports:
+            self._session.tables.touch("import", position)
+        for position in self._answers:
+            self._session.tables.touch("question", position)
 
     @property
     def unreleased(self) -> int:

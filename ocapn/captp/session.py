@@ -28,7 +28,7 @@ from ocapn.captp.frames import DURABLE_SESSION, Agreement, Frames, read_terms, t
 from ocapn.captp.handoff import DEPOSIT_GIFT, Certificate, HandoffCounts
 from ocapn.captp.outbox import Outbox
 from ocapn.captp.receiving import Receiver
-from ocapn.captp.tables import Export, Tables
+from ocapn.captp.tables import Export, Tables, nothing_touched
 from ocapn.codec.operations import (
     ANSWER,
     EXPORT,
@@ -205,7 +205,7 @@ class Session:
             self.frames = Frames(agreement, self.id, key.public_id, self.peer_id, terms, now)
             if node.keeper is not None:
                 self.frames.commit(0, 0)
-                self.tables.touched = set()
+                self.tables.touched = nothing_touched()
             if agreement is Agreement.ASKING:
                 self._ask()
 
@@ -595,7 +595,7 @@ class Session:
     def restored(self, frames: Frames, since: float) -> None:
         """The session comes from a baggage: it has no connection yet."""
         self.frames = frames
-        self.tables.touched = set()
+        self.tables.touched = nothing_touched()
         self.restarted = True
         self.last_heard = self.node.now() - self.node.limits.silence  # this process has heard nothing
         frames.since = since
@@ -800,28 +800,13 @@ class Session:
             "state": self.state,
             "durable": self.durable,
             "exports": {
-                position: {"count": slot.count, "is": _describe(slot.value)}
+                position: {"count": slot.count, "is": str(slot)}
                 for position, slot in sorted(tables.exports.items())
             },
             "imports": {
                 position: {"count": slot.count, "is": "promise" if slot.vow is not None else "object"}
                 for position, slot in sorted(tables.imports.items())
             },
-            "questions": {position: _vow_state(vow) for position, vow in sorted(tables.questions.items())},
-            "answers": {position: _vow_state(vow) for position, vow in sorted(tables.answers.items())},
+            "questions": {position: vow.status for position, vow in sorted(tables.questions.items())},
+            "answers": {position: vow.status for position, vow in sorted(tables.answers.items())},
         }
-
-
-def _vow_state(vow: Vow) -> str:
-    end = vow.end()
-    return {PENDING: "pending", FULFILLED: "fulfilled", BROKEN: "broken"}[end.state]
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, RemoteVow):
-        if not value.position:
-            return "resolver, used"
-        return f"resolver of answer {value.position}" if value.kind == ANSWER else "resolver of a promise"
-    if isinstance(value, PromiseHandle):
-        return f"promise, {_vow_state(value._vow)}"
-    return type(value).__name__

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from weakref import ref as weakref
 
 from ocapn.captp.delivery import LocalTarget, PromiseHandle, RefHandle, RemoteVow, Vow
-from ocapn.codec.operations import EXPORT, descriptor_bytes
+from ocapn.codec.operations import ANSWER, EXPORT, descriptor_bytes
 from ocapn.errors import RemoteProtocolError, TooBusy
 from ocapn.limits import MAX_POSITION, Limits
 
@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 #: What stands in the exports table: a target of ours, a promise (by its handle), or a question, which is there
 #: as the resolver of its own answer.
 Exported = LocalTarget | PromiseHandle | RemoteVow
+
+#: Positions by kind: "export", "import", "question", "answer", "resolver".
+Touched = dict[str, set[int]]
+
+
+def nothing_touched() -> Touched:
+    """No positions of any kind."""
+    return {"export": set(), "import": set(), "question": set(), "answer": set(), "resolver": set()}
 
 
 class Import:
@@ -84,6 +92,17 @@ class Export:
         value = self.value
         return value if isinstance(value, RemoteVow) else None
 
+    def __str__(self) -> str:
+        """What is exported, for people."""
+        value = self.value
+        if isinstance(value, RemoteVow):
+            if not value.position:
+                return "resolver, used"
+            return f"resolver of answer {value.position}" if value.kind == ANSWER else "resolver of a promise"
+        if isinstance(value, PromiseHandle):
+            return f"promise, {value._vow.status}"
+        return type(value).__name__
+
 
 class Tables:
     """Slots and counts of one session. Methods that take what the peer sent raise RemoteProtocolError."""
@@ -114,13 +133,13 @@ class Tables:
         self._telling = 0  # how often they are to be told
         self.next_export = 1  # 0 is the bootstrap object
         self.next_question = 1  # deployed peers refuse answer 0 in places
-        #: With a baggage: what has changed since the last batch, by kind and position.
-        self.touched: set[tuple[str, int]] | None = None
+        #: With a baggage: what has changed since the last batch, positions by kind.
+        self.touched: Touched | None = None
 
     def touch(self, kind: str, position: int) -> None:
         """Something has changed: of an "export", "import", "resolver", "answer" or "question"."""
         if self.touched is not None:
-            self.touched.add((kind, position))
+            self.touched[kind].add(position)
 
     @property
     def slots(self) -> int:
@@ -192,14 +211,15 @@ class Tables:
         self._resolvers[position] = twice
         self._telling += twice // 2
 
-    @property
-    def positions(self) -> set[tuple[str, int]]:
-        """Everything there is, as `touched` has it."""
-        found = {("export", position) for position in self.exports}
-        found |= {("import", position) for position in self.imports}
-        found |= {("answer", position) for position in self.answers}
-        found |= {("question", position) for position in self.questions}
-        return found | {("resolver", position) for position in self._resolvers}
+    def touch_all(self) -> None:
+        """All that there is counts as changed."""
+        self.touched = {
+            "export": set(self.exports),
+            "import": set(self.imports),
+            "question": set(self.questions),
+            "answer": set(self.answers),
+            "resolver": set(self._resolvers),
+        }
 
     def resolvers(self, position: int) -> int:
         """The entry for a resolver of the peer, 0 if it has none: twice the count, plus one for a promise."""

@@ -120,6 +120,11 @@ def test_a_failed_opening_unlocks(path: Path) -> None:
 # The place
 
 
+def test_no_directory_is_named() -> None:
+    with pytest.raises(BaggageRefused, match=r"no directory is named: '\.' is the current one"):
+        DirectoryStore("")
+
+
 def test_it_is_private(path: Path) -> None:
     DirectoryStore(path / "inner").close()
     assert stat.S_IMODE((path / "inner").stat().st_mode) == 0o700

@@ -197,6 +197,34 @@ def fewer_frames(which: int, blamed: tuple[str, int]) -> Callable[[Baggage], tup
     return damage
 
 
+def first_import(entry: object) -> Callable[[Baggage], tuple[str, bytes]]:
+    """Has the first import that durable objects hold be kept as something else."""
+
+    def damage(baggage: Baggage) -> tuple[str, bytes]:
+        for key, data in baggage.scan("slot"):
+            positions, said = decode(data)
+            for i, one in enumerate(said):
+                if key[32:33] == b"I" and type(one) is list:
+                    said[i] = entry
+                    baggage.put("slot", key, encode([positions, said]))
+                    return "slot", key
+        raise AssertionError("no import is held")
+
+    return damage
+
+
+def fewer_counts(baggage: Baggage) -> tuple[str, bytes]:
+    ((key, _),) = baggage.scan("progress")
+    baggage.remove("progress", key)
+    return "session", key
+
+
+def altered_frame(baggage: Baggage) -> tuple[str, bytes]:
+    key, data = baggage.scan("outbox")[0]
+    baggage.put("outbox", key, data[:-1] + bytes([data[-1] ^ 1]))
+    return "session", key[:32]
+
+
 def unnamed(number: int) -> Callable[[Baggage], tuple[str, bytes]]:
     """Takes an object away that another names."""
 
@@ -210,10 +238,25 @@ def unnamed(number: int) -> Callable[[Baggage], tuple[str, bytes]]:
 @pytest.mark.parametrize(
     ("damage", "why"),
     [
-        (fewer_frames(-1, ("session", 0)), "the last 1 are missing"),
+        (fewer_frames(-1, ("session", 0)), "the last 3 are missing"),
         (fewer_frames(0, ("outbox", 1)), "of the session should stand here"),
-        (change("outbox", lambda data: data + b"x", 1), "not the one that was sent"),
+        (change("outbox", lambda data: data + b"x", 1), "not a row of frames"),
+        (change("outbox", lambda data: b""), "not a row of frames"),
+        (altered_frame, "its frames are not those that were sent"),
+        (change("slot", lambda row: [row[0], row[1][1:]]), "not a page of slots"),
+        (change("slot", lambda row: [[99, *row[0][1:]], row[1]]), "not a page of slots"),
+        (change("slot", lambda row: [[row[0][0], *row[0]], [0, *row[1]]]), "not a page of slots"),
+        (change("slot", lambda row: [[], []]), "not a page of slots"),
+        (change("slot", lambda row: row[0]), "not a page of slots"),
+        (first_import(True), "not the entry of an import"),
+        (first_import([1, False]), "not the entry of an import"),
+        (first_import([1, False, 7]), "it miscounts the durable objects"),
+        (first_import(1), "it miscounts the durable objects"),
         (change("session", lambda row: row[:3]), "not the row of a session"),
+        (change("progress", lambda row: row[:3]), "not the counts of a session"),
+        (change("progress", lambda row: [row[0][1:], *row[1:]]), "not the counts of a session"),
+        (fewer_counts, "its counts are missing"),
+        (add("progress", bytes(32), [[1, 1, 1, 1, 1], [], [], [], 0]), "it belongs to no session"),
         (change("session", lambda row: None), "it belongs to no session"),
         (change("object", lambda row: row[:2]), "not the row of a durable object"),
         (unnamed(4), "it names the durable object 4, which is not there"),
@@ -277,6 +320,23 @@ def test_what_has_expired_and_what_nothing_leads_to_is_pruned(baggage: Baggage) 
     assert done == inspection.Pruned()
     assert [one.number for one in inspection.objects(baggage)] == [2, 3, 4]
     assert inspection.check(baggage)
+
+
+def test_what_a_pruned_object_held_is_held_no_more(baggage: Baggage) -> None:
+    baggage.remove("user", b"kroot")
+    for table in ("swiss", "slot", "answer", "turn"):
+        for key, data in baggage.scan(table):
+            if b"b\0o" in data:  # it names an object
+                baggage.remove(table, key)
+    assert any(type(one) is list for one in imports(baggage))
+    done = inspection.prune(baggage, time.time())
+    assert done.objects == {("test.inspection.node", 2): 4}
+    assert any(type(one) is list and one[2] == 0 for one in imports(baggage))
+    assert inspection.check(baggage)
+
+
+def imports(baggage: Baggage) -> list[Any]:
+    return [one for key, data in baggage.scan("slot") if key[32:33] == b"I" for one in decode(data)[1]]
 
 
 @pytest.mark.parametrize(

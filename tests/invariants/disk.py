@@ -19,11 +19,13 @@ Report = Callable[[str], None]
 
 
 class Disk:
-    """One store. `sessions` and `tombstones` are its rows, by session id; `keys` the seeds that it was to keep."""
+    """One store. `sessions`, `progress` and `tombstones` are its rows, by session id; `keys` the seeds that it was to
+    keep."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.sessions: dict[bytes, bytes] = {}
+        self.progress: dict[bytes, bytes] = {}
         self.tombstones: dict[bytes, bytes] = {}
         self.keys: dict[bytes, bytes] = {}
         self._read: tuple[bytes, list[Any]] = (b"", [])
@@ -32,6 +34,7 @@ class Disk:
         """A peer begins with what is there."""
         try:
             self.sessions = dict(self.store.scan("session"))
+            self.progress = dict(self.store.scan("progress"))
             self.tombstones = {
                 key.removeprefix(_TOMBSTONE): row for key, row in self.store.scan("node", _TOMBSTONE)
             }
@@ -45,12 +48,14 @@ class Disk:
         for (table, key), value in changes.items():
             if table == "session":
                 _set(self.sessions, key, value)
+            elif table == "progress":
+                _set(self.progress, key, value)
             elif table == "node" and key.startswith(_TOMBSTONE):
                 _set(self.tombstones, key.removeprefix(_TOMBSTONE), value)
 
-    def _session(self, session_id: bytes) -> list[Any] | None:
-        """The row of a session: spec/baggage.md, Session."""
-        row = self.sessions.get(session_id)
+    def _progress(self, session_id: bytes) -> list[Any] | None:
+        """How far a session is: spec/baggage.md, Session."""
+        row = self.progress.get(session_id)
         if row is None:
             return None
         if self._read[0] is not row:
@@ -59,12 +64,12 @@ class Disk:
 
     def counts(self, session_id: bytes) -> list[int] | None:
         """`[epoch, proven, sent, acked, taken]` of a session that is kept."""
-        row = self._session(session_id)
-        return None if row is None else row[6]
+        row = self._progress(session_id)
+        return None if row is None else row[0]
 
     def taken_digest(self, session_id: bytes) -> bytes | None:
-        row = self._session(session_id)
-        return None if row is None else row[7][1]
+        row = self._progress(session_id)
+        return None if row is None else row[1][1]
 
     def received(self, session_id: bytes) -> int | None:
         """The final count of frames taken, of a session that is over."""

@@ -87,13 +87,13 @@ class Ledger:
         for old in others:
             if (
                 not old.unknown
-                and old.sent_digests.get(frames.sent) == frames._sent_digest
+                and old.sent_digests.get(frames.sent) == frames.sent_digest
                 and old.taken_digests.get(frames.taken) == frames.taken_digest
             ):
                 break
         else:
             self.unknown = True
-            self.sent_digests = {frames.sent: frames._sent_digest}
+            self.sent_digests = {frames.sent: frames.sent_digest}
             return
         self.sent_digests = {n: one for n, one in old.sent_digests.items() if n <= frames.sent}
         self.taken_digests = {n: one for n, one in old.taken_digests.items() if n <= frames.taken}

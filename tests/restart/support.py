@@ -8,7 +8,7 @@ again, from what was committed, with Python objects of its own.
 from __future__ import annotations
 
 import gc
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Protocol
 
@@ -17,6 +17,8 @@ import trio
 
 import durable
 import ocapn
+from durable.pages import entries
+from durable.records import decode
 from durable.store import Changes
 from ocapn import E, MemoryNetlayer, MemoryNetwork, Peer, open_peer
 from ocapn.captp.session import Session
@@ -365,7 +367,6 @@ async def on_disk(process: Process) -> None:
             assert _given(core) == _given(real), f"on disk {_given(core)}, in memory {_given(real)}"
             assert core.tables.next_export == real.tables.next_export
             assert core.tables.next_question == real.tables.next_question
-    kept = {(key[:32], key[32:33], int.from_bytes(key[33:], "big")) for key in before}
     real_slots = {(core.id, b"e", position) for core in sessions.values() for position in core.tables.exports}
     real_slots |= {
         (core.id, b"i", position) for core in sessions.values() for position in core.tables.imports
@@ -373,7 +374,21 @@ async def on_disk(process: Process) -> None:
     real_slots |= {
         (core.id, b"r", position) for core in sessions.values() for position in core.tables._resolvers
     }
-    assert {one for one in kept if one[1] in b"eir"} == real_slots, "slots on disk are not those in memory"
+    assert slots_in(before) == real_slots, "slots on disk are not those in memory"
+
+
+def slots_in(rows: Mapping[bytes, bytes]) -> set[tuple[bytes, bytes, int]]:
+    """The slots that rows of `slot` or `answer` tell of, on their own or in pages: session, letter, position."""
+    found = set()
+    for key, data in rows.items():
+        number = int.from_bytes(key[33:], "big")
+        paged = key[32:33].isupper()
+        positions = list(entries(number, decode(data))) if paged else [number]
+        for position in positions:
+            slot = (key[:32], key[32:33].lower(), position)
+            assert slot not in found, "a slot has a row of its own and is in a page"
+            found.add(slot)
+    return found
 
 
 # Durable objects

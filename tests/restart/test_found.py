@@ -139,6 +139,36 @@ async def test_a_transaction_undoes_assignments() -> None:
         assert ledger.seen == ()
 
 
+@pytest.mark.parametrize("settled", [False, True])
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "after a restart"])
+def test_a_transaction_undoes_that_an_object_wants_to_be_told(settled: bool, later: bool) -> None:
+    @trio_test
+    async def run() -> None:
+        async with two() as (a, b):
+            ref = await linked(a, b)
+            a.baggage["ref"] = Ledger(held=ref)
+            ledger = a.baggage.provide("ledger", Ledger)
+            answer = E(ref).note(1)
+            if settled:
+                assert await answer == 1
+            with inside(a):
+                with pytest.raises(ZeroDivisionError), a.baggage.transaction():  # noqa: PT012
+                    durable.when(answer, ledger, "note")
+                    raise ZeroDivisionError
+                with a.baggage.transaction():
+                    durable.when(E(ref).note(2), ledger, "note")
+            del answer
+            if later:
+                await a.peer.settled()
+                await a.again()
+            await trio.sleep(10)
+            assert a.baggage["ledger"].seen == (2,)
+            assert a.baggage.scan("promise") == a.baggage.scan("turn") == []
+            del ref
+
+    run()
+
+
 @trio_test
 async def test_what_a_refused_object_holds_is_not_kept_either() -> None:
     async with two() as (a, _):

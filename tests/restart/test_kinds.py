@@ -304,6 +304,29 @@ class Converting(ocapn.Target):
     loose: Any = attrs.field(default=None, converter=attrs.converters.optional(list))
 
 
+def wide(fields: int) -> type:
+    return attrs.make_class("Wide", {f"f{i}": attrs.field(default=None) for i in range(fields)})
+
+
+def test_a_kind_has_so_many_fields() -> None:
+    with pytest.raises(ValueError, match="257 fields, and at most 256"):
+        durable.kind("restart.too wide", version=1)(wide(257))
+    assert "restart.too wide" not in kinds
+
+
+@trio_test
+async def test_all_fields_may_be_as_large_as_one_may_be() -> None:
+    made: Any = durable.kind("restart.wide", version=1)(wide(70))
+    async with world() as place:
+        a = await place.process("a").start()
+        obj = a.baggage.provide("wide", made)
+        for i in range(70):
+            setattr(obj, f"f{i}", bytes((1 << 20) - 10))
+        await a.peer.settled()
+        await a.again()
+        assert len(a.baggage["wide"].f69) == (1 << 20) - 10
+
+
 def test_an_attribute_of_the_class_with_the_name_of_a_field() -> None:
     """It would be seen in place of the field of an object that is not loaded."""
     with pytest.raises(TypeError, match="the name of its field 'note'"):

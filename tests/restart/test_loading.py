@@ -102,6 +102,23 @@ async def test_of_two_holders_one_lets_go() -> None:
 
 
 @trio_test
+async def test_what_is_told_to_people_loads_nothing() -> None:
+    async with two() as (a, b):
+        ref = await linked(a, b)
+        b.baggage["ledger"].held = Ledger()
+        held = await E(ref).give()
+        await balanced(a, b)
+        await b.again()
+        await agreed(a, b)
+        (session,) = b.peer.sessions
+        assert unloaded(b)
+        exports: Any = session.dump()["exports"]
+        assert "durable object 2" in [one["is"] for one in exports.values()]
+        assert unloaded(b)
+        assert await E(held).note(1) == 1
+
+
+@trio_test
 async def test_a_change_that_is_undone_or_made_twice_holds_once() -> None:
     async with two() as (a, b):
         ref = await linked(a, b)
@@ -112,7 +129,7 @@ async def test_a_change_that_is_undone_or_made_twice_holds_once() -> None:
             await a.peer.settled()
         inspection.check(a.disk.reopened())
         (slot,) = {position for session, position in objects(a)._holds[holder._durable_id]}
-        assert objects(a).held(a.peer.sessions[0]._core, slot) == 1
+        assert objects(a).holders(a.peer.sessions[0]._core) == {slot: 1}
 
 
 @trio_test

@@ -9,9 +9,11 @@ import trio
 
 import durable
 import ocapn
+from durable.pages import SIZE, entries
 from durable.records import decode
+from durable.store import number_key
 from ocapn import E
-from tests.restart.support import agreed, two
+from tests.restart.support import agreed, slots_in, two
 from tests.support import trio_test
 
 PENDING: list[ocapn.Resolver] = []
@@ -41,12 +43,12 @@ async def test_an_answer_at_a_position_that_was_released_while_its_promise_was_p
         answer = E(ref).ask()
         await trio.sleep(1)
         (position,) = theirs.answers
-        row = ("answer", asked._core.id + b"a" + position.to_bytes(8, "big"))
+        slot = (asked._core.id, b"a", position)
         del answer
         gc.collect(0)
         await trio.sleep(1)
         assert not theirs.answers
-        assert row[1] not in b.disk._tables["answer"]
+        assert slot not in slots_in(b.disk._tables["answer"])
 
         ours.next_question = position
         answer = E(ref).ask()
@@ -55,8 +57,9 @@ async def test_an_answer_at_a_position_that_was_released_while_its_promise_was_p
         first, second = PENDING
         second.fulfill(2)
         await b.peer.settled()
-        written = b.disk.last[row]
+        page = position // SIZE
+        written = b.disk.last["answer", asked._core.id + b"A" + number_key(page)]
         assert written is not None
-        assert decode(written)[0] == [1, 2]
+        assert entries(page, decode(written))[position] == [1, 2]
         first.fulfill(1)
         assert await answer == 2
