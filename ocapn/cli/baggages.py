@@ -35,6 +35,8 @@ def opened(path: str, *, make: bool = False, corrupt: ExitCode = ExitCode.BAGGAG
 
     `corrupt` is the exit code of one that is damaged.
     """
+    if not path:
+        raise Failure(ExitCode.USAGE, "no directory is named: '.' is the current one")
     with told(corrupt):
         if not make and not inspection().is_baggage(Path(path)):
             raise Failure(

@@ -367,6 +367,12 @@ def test_none_is_made(capsys: pytest.CaptureFixture[str], tmp_path: Path, action
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("action", ACTIONS)
+def test_no_directory_is_named(capsys: pytest.CaptureFixture[str], action: str) -> None:
+    why = f"ocapn baggage {action}: no directory is named: '.' is the current one\n"
+    assert baggage(capsys, action, "") == (ExitCode.USAGE, "", why)
+
+
 def test_one_of_a_later_version(capsys: pytest.CaptureFixture[str], path: Path) -> None:
     write_header(path, Header(bytes(32)), 2)
     for action in ACTIONS:

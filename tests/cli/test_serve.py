@@ -249,6 +249,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> None:
             "forge everything; use a loopback address, or --insecure-bind if you mean it",
         ),
         (["--designator", ""], 2, "--designator: a designator may not be empty"),
+        (["--baggage", ""], 2, "no directory is named: '.' is the current one"),
         (["--swiss", "b=@x"], 2, "--swiss names b, which no --export does"),
         (
             ["--swiss", "a=very-secret"],
