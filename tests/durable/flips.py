@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from durable import TABLES, DirectoryStore, DurableError
@@ -161,15 +162,17 @@ def all_damage(original: Original, seed: int, every: bool) -> Iterator[Damage]:
         yield from flips(original, name, rng, None if every else 300)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--all", action="store_true", help="every byte, which takes an hour; else a sample")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+def outcomes(seed: int, every: bool, job: int, jobs: int) -> Counter[str]:
+    """What came of the cases of one process: each `jobs`-th, from number `job`. The first tells how far it is."""
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as place:
-        original = Original(Path(place), options.seed)
-        for number, (name, data) in enumerate(all_damage(original, options.seed, options.all)):
+        original = Original(Path(place), seed)
+        total = sum(1 for _ in all_damage(original, seed, every)) if not job else 0
+        for number, (name, data) in enumerate(all_damage(original, seed, every)):
+            if number % jobs != job:
+                continue
+            if not job and not number // jobs % 100:
+                print(f"\r{number:,} of {total:,} cases", end="", file=sys.stderr, flush=True)
             try:
                 counts[f"{name}: {original.outcome((name, data))}"] += 1
             except BaseException as error:
@@ -178,11 +181,25 @@ def main() -> int:
                     (i for i, pair in enumerate(zip(before, data, strict=False)) if pair[0] != pair[1]),
                     len(data),
                 )
-                print(
-                    f"case {number}, seed {options.seed}: {name} from byte {where}: {error!r}",
-                    file=sys.stderr,
-                )
+                error.add_note(f"case {number}, seed {seed}: {name} from byte {where}")
                 raise
+    return counts
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--all", action="store_true", help="every byte, which takes an hour; else a sample")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the work")
+    options = parser.parse_args()
+    counts: Counter[str] = Counter()
+    with ProcessPoolExecutor(options.jobs) as pool:
+        jobs = [
+            pool.submit(outcomes, options.seed, options.all, job, options.jobs) for job in range(options.jobs)
+        ]
+        for job in as_completed(jobs):
+            counts += job.result()
+    print(file=sys.stderr)
     for what, count in sorted(counts.items()):
         print(f"{what}: {count:,}")
     return 0
