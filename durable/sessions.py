@@ -57,8 +57,8 @@ class _Stored:
         self.restarted_at = restarted_at  # how many frames had been taken at the restart
         self.sent = sent  # the last frame of ours
         self.outbox: deque[tuple[int, int]] = deque()  # the first and last frame of each row
-        self.record: object = None  # what its rows were made of
-        self.progress: object = None
+        self.record: list[Any] = []
+        self.progress: list[Any] = []
 
 
 @final
@@ -112,8 +112,6 @@ class SessionKeeper:
             promise = vow.handle()
         self._objects.number(obj)
         self._waiters.when(promise, obj, fulfilled, broken)
-
-    # What waits
 
     def holds(self, slot: Import) -> bool:
         return slot.position in self._objects.holders(slot.session)
@@ -273,18 +271,17 @@ class SessionKeeper:
     def _save_record(self, session: Session, frames: Frames, stored: _Stored) -> None:
         tables, form, terms = session.tables, session.form, frames.terms
         handoffs = session.handoffs
-        agreed = frames.agreement is Agreement.AGREED
-        record = (
-            session.location,
-            (session.dialled, session.authenticated, agreed),
-            (form.old_deliver, form.old_gc, form.text_order),
-            (terms.life, terms.frames, terms.size),
-        )
+        record = [
+            session.key.seed,
+            session.peer_key,
+            pack_locator(session.location),
+            [session.dialled, session.authenticated, frames.agreement is Agreement.AGREED],
+            [form.old_deliver, form.old_gc, form.text_order],
+            [terms.life, terms.frames, terms.size],
+        ]
         if record != stored.record:
             stored.record = record
-            location, *others = record
-            row = [session.key.seed, session.peer_key, pack_locator(location), *map(list, others)]
-            self._baggage.put("session", session.id, encode(row))
+            self._baggage.put("session", session.id, encode(record))
         progress = [
             [frames.epoch, frames.proven, frames.sent, frames.acked, frames.taken],
             [frames.acked_digest, frames.taken_digest, frames.sent_digest],

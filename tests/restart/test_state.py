@@ -184,3 +184,18 @@ async def test_three_processes_and_a_gift() -> None:
             before = len(c.baggage["ledger"].seen)
             assert await E(held).note(1) == before + 1
             del held
+
+
+@trio_test
+async def test_where_a_peer_has_moved_to_is_kept() -> None:
+    async with two() as (a, b):
+        await linked(a, b)
+        (session,) = a.peer.sessions
+        session._core.moved({"host": "elsewhere"})
+        a.peer.node.touch(session._core)
+        await a.peer.settled()
+        b.crash()  # so that it does not say where it is
+        await a.again()
+        (session,) = a.peer.sessions
+        assert session.location.hints == {"host": "elsewhere"}
+        await b.start()
