@@ -194,11 +194,6 @@ def sessions(rows: Rows) -> Iterator[Session]:
                 raise _corrupt("not the row of a session", "session", key)
         (epoch, _, sent, acked, received), _, cut_at = _progress(rows, key)
         kept = [len(frame) for number, frame, _ in _frames(rows, key) if number > acked]
-        count = {kind: sum(1 for _ in _page_entries(rows, key, kind)) for kind in PLACES}
-        own = {
-            kind: sum(1 for _ in _all(rows, table, key + letter.lower()))
-            for kind, (table, letter) in PLACES.items()
-        }
         yield Session(
             id=key,
             transport=transport,
@@ -213,10 +208,10 @@ def sessions(rows: Rows) -> Iterator[Session]:
             cut_at=cut_at,
             outbox_frames=len(kept),
             outbox_bytes=sum(kept),
-            exports=count["export"] + own["export"],
-            imports=count["import"],
-            questions=count["question"],
-            answers=count["answer"] + own["answer"],
+            exports=sum(1 for _ in _slots(rows, key, "export")),
+            imports=sum(1 for _ in _slots(rows, key, "import")),
+            questions=sum(1 for _ in _slots(rows, key, "question")),
+            answers=sum(1 for _ in _slots(rows, key, "answer")),
         )
 
 
@@ -280,6 +275,12 @@ def check(rows: Rows, progress: Progress = lambda table, rows: None) -> int:
     for one in objects(rows):
         held.update(_holds(one.state))
     for session_id in kept:
+        for kind, (table, _) in PLACES.items():
+            found: set[int] = set()
+            for key, position in _slots(rows, session_id, kind):
+                if position in found:
+                    raise _corrupt(f"the {kind} is in a page as well", table, key)
+                found.add(position)
         for key, position, entry in _page_entries(rows, session_id, "import"):
             match entry:
                 case int(_) if type(entry) is int:
@@ -411,6 +412,15 @@ def _check_frames(rows: Rows, session: Session, digests: Any) -> None:
         )
     if digest != last:
         raise _corrupt("its frames are not those that were sent", "session", session.id)
+
+
+def _slots(rows: Rows, session_id: bytes, kind: str) -> Iterator[tuple[bytes, int]]:
+    """The slots of a kind, in pages or rows of their own: the key of the row, and position. Raises BaggageCorrupt."""
+    for key, position, _ in _page_entries(rows, session_id, kind):
+        yield key, position
+    table, letter = PLACES[kind]
+    for key, _ in _all(rows, table, session_id + letter.lower()):
+        yield key, key_number(key[33:])
 
 
 def _progress(rows: Rows, session_id: bytes) -> tuple[list[int], list[bytes], int]:

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from typing import Any, Final, final
 
 from durable.baggage import Baggage
+from durable.errors import BaggageCorrupt
 from durable.records import decode_row, encode_flat
-from durable.store import key_number, number_key
+from durable.store import key_number, number_key, row_name
 
 #: Positions in a page: a page is written whole for one that has changed.
 SIZE: Final = 32
@@ -40,14 +41,13 @@ def entries(number: int, row: Any) -> dict[int, Any]:
 class Pages:
     """The pages of one session, in memory and, as of the last `save`, in the baggage."""
 
-    __slots__ = ("_baggage", "_pages", "_session_id", "_stored")
+    __slots__ = ("_baggage", "_pages", "_session_id")
 
     def __init__(self, baggage: Baggage, session_id: bytes) -> None:
         self._baggage = baggage
         self._session_id = session_id
-        # By kind and number:
+        # By kind and number, those that have rows:
         self._pages: dict[str, dict[int, dict[int, Any]]] = {kind: {} for kind in PLACES}
-        self._stored: dict[str, set[int]] = {kind: set() for kind in PLACES}  # that have rows
 
     def get(self, kind: str, position: int) -> Any:
         """What is said of a slot; None if nothing is."""
@@ -78,24 +78,20 @@ class Pages:
                 continue
             changed[number] = page
         table, letter = PLACES[kind]
-        stored = self._stored[kind]
         for number, page in changed.items():
             row = self._session_id + letter + number_key(number)
             if page:
                 pages[number] = page
                 self._baggage.put(table, row, encode_flat([list(page), list(page.values())]))
-                stored.add(number)
-            else:
-                pages.pop(number, None)
-                if number in stored:
-                    stored.remove(number)
-                    self._baggage.remove(table, row)
+            elif pages.pop(number, None) is not None:
+                self._baggage.remove(table, row)
 
     def load(self) -> None:
         """Takes what is in the baggage. Raises BaggageCorrupt."""
         for kind, (table, letter) in PLACES.items():
             for row, data in self._baggage.scan(table, self._session_id + letter):
                 number = key_number(row[33:])
-                positions, said = decode_row(data, table)
-                self._pages[kind][number] = dict(zip(positions, said, strict=True))
-                self._stored[kind].add(number)
+                try:
+                    self._pages[kind][number] = entries(number, decode_row(data, table))
+                except ValueError as error:
+                    raise BaggageCorrupt(str(error), table=table, row=row_name(row)) from None

@@ -1,9 +1,9 @@
 """Keeps the sessions and the durable objects of a peer in a baggage: `ocapn.captp.port`, implemented.
 
-`durable.keeping` has the objects, `durable.waiting` what waits, `durable.promises` what promises wait on, and
-`durable.values` the values; nothing else of the package knows `ocapn`. spec/baggage.md describes the rows. At each
-cut, the slots and objects that have changed since the last are encoded; at opening, all are brought back, and what
-ended with a dead process is broken with PeerRestarted, on both sides.
+`durable.slots` has their slots, `durable.keeping` the objects, `durable.waiting` what waits, `durable.promises` what
+promises wait on, and `durable.values` the values; nothing else of the package knows `ocapn`. spec/baggage.md describes
+the rows. At each cut, the slots and objects that have changed since the last are encoded; at opening, all are brought
+back, and what ended with a dead process is broken with PeerRestarted, on both sides.
 """
 
 from __future__ import annotations

@@ -148,8 +148,11 @@ class Slots:
 
     def _resolvers(self, session: Session, positions: set[int]) -> dict[int, Any]:
         """How many are to be told, and who goes on waiting to be."""
-        waiting, kept = session.tables.resolvers, self._waiters.resolvers
-        return {position: kept(session, position) if waiting(position) else None for position in positions}
+        many, kept = session.tables.resolvers, self._waiters.resolvers
+        return {
+            position: kept(session, position, twice) if (twice := many(position)) else None
+            for position in positions
+        }
 
     def _answers(self, session: Session, positions: set[int]) -> dict[int, Any]:
         """The outcomes of answers that are owed."""
@@ -222,7 +225,7 @@ class Slots:
             return [slot.count, _OBJECT, {MARK + "o": slot.number}]
         value = slot.value
         if isinstance(value, RemoteVow):
-            return [slot.count, _RESOLVER, [value.kind == ANSWER, value.position]]
+            return [slot.count, _RESOLVER, [False, value.position]]
         if isinstance(value, PromiseHandle):
             kept = self._promise_row(session, "export", slot.position, value._vow)
             return [slot.count, _PROMISE, kept]

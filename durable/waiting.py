@@ -45,7 +45,7 @@ _GIVE: Final = "give"
 class When(Waiting):
     """A durable object wants to be told what a promise becomes (`durable.when`)."""
 
-    __slots__ = ("broken", "fulfilled", "number", "obj", "off", "promise", "turn", "waiters")
+    __slots__ = ("broken", "fulfilled", "number", "obj", "promise", "turn", "waiters")
     listens = True
 
     def __init__(
@@ -63,20 +63,13 @@ class When(Waiting):
         self.obj = obj
         self.fulfilled = fulfilled
         self.broken = broken
-        self.off = False  # the transaction in which it was asked for was rolled back
         self.turn: Turn | None = None  # in which it is told
 
-    @property
-    def gone(self) -> bool:
-        return self.off
-
     def settle(self, vow: Vow) -> None:
-        if not self.off:
-            self.waiters.told(self, vow.state == FULFILLED, vow.value)
+        self.waiters.told(self, vow.state == FULFILLED, vow.value)
 
     def moves(self, vow: Vow) -> None:
-        if not self.off:
-            self.waiters.changed(self)
+        self.waiters.changed(self)
 
 
 @final
@@ -169,10 +162,12 @@ class Waiters:
 
     def _forget(self, item: When) -> None:
         """The object did not want to be told after all."""
-        item.off = True
         self._changed.pop(item, None)
-        if item.turn is not None:  # the promise had settled before
+        waiting = item.promise._vow.end().waiting
+        if item.turn is not None:  # the promise has settled
             self._node.turns.remove(item.turn)
+        elif waiting and item in waiting:
+            waiting.remove(item)
 
     def told(self, item: When, fulfilled: bool, value: object) -> None:
         """The promise has settled: the object is told in a turn, which commits with what settled it."""
@@ -378,13 +373,12 @@ class Waiters:
         self._promises.unwatch(number_key(number))
         self._baggage.remove("turn", number_key(number))
 
-    def resolvers(self, session: Session, position: int) -> Any:
+    def resolvers(self, session: Session, position: int, twice: int) -> Any:
         """What is to be kept of those of a peer, at one position, that are to be told.
 
-        How many, as `Tables.resolvers` has it; with that, if there are any, those that will be told even after a
-        restart: number, and what they wait on.
+        `twice`, how many, as `Tables.resolvers` has it; with that, if there are any, those that will be told even
+        after a restart: number, and what they wait on.
         """
-        twice = session.tables.resolvers(position)
         waiting = self._tellings.get(session.id, {}).get(position)
         if waiting:
             found = [[item.kept.number, self._promises.on(item.kept.vow)] for item in waiting]
@@ -507,4 +501,4 @@ class Waiters:
             if session is None:
                 vow.break_with(SessionLost("the session is over"))
             else:
-                resume_give(node, session.key, wire, vow, node.now() + left)
+                resume_give(node, session_id, session.key, wire, vow, node.now() + left)

@@ -10,6 +10,7 @@ one would take is time that a call waits.
 from __future__ import annotations
 
 import contextvars
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -57,6 +58,13 @@ class _Hurry:
             if not self._writers and sys.getswitchinterval() == self._ours:
                 _set_interval(self._usual)
 
+    def forget(self) -> None:
+        """This is a process that was forked while others wrote: they do not write here."""
+        self._lock = threading.Lock()
+        if self._writers:
+            self._writers = 0
+            _set_interval(self._usual)
+
 
 def _set_interval(seconds: float) -> None:
     """Python cuts it down to whole microseconds: what it has given would come back as less."""
@@ -64,6 +72,8 @@ def _set_interval(seconds: float) -> None:
 
 
 _hurry: Final = _Hurry()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_hurry.forget)
 
 
 @final
@@ -195,9 +205,11 @@ class Commits:
                     lambda: self._write_in_thread(batches),
                     lambda failed: token.run_sync_soon(run, self._written, failed.unwrap()),
                 )
-            except RuntimeError as error:  # the system has no thread for us
+            except BaseException as error:
                 _hurry.end()
-                self._stop(error)
+                if not isinstance(error, RuntimeError):
+                    raise
+                self._stop(error)  # the system has no thread for us
                 return
         else:
             token.run_sync_soon(lambda: run(self._written, self._write(batches)))

@@ -168,7 +168,7 @@ class Dialler:
         """The session with a peer; dials if there is none. Raises ConnectFailed, BadLocator, SessionEnded."""
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._peer.node.is_own(locator):
-            raise ConnectFailed("that is this peer itself")
+            raise ConnectFailed("that is this peer itself", lasting=True)
         done = trio.Event()
         results: list[CoreSession | OCapNError] = []
 
@@ -222,7 +222,7 @@ class Dialler:
         netlayer = self._netlayers.get(locator.transport)
         if netlayer is None:
             have = ", ".join(self._netlayers) or "none"
-            raise ConnectFailed(f"this peer has no netlayer {locator.transport}; it has {have}")
+            raise ConnectFailed(f"this peer has no netlayer {locator.transport}; it has {have}", lasting=True)
         form = self._forms.get(locator, self._form)
         handshake = Handshake(
             self._peer.node, netlayer.location, dialled=locator, authenticated=None, form=form

@@ -51,7 +51,11 @@ class WrongContext(OCapNError, RuntimeError):
 
 
 class ConnectFailed(OCapNError):
-    """No session to the wanted peer could be established."""
+    """No session to the wanted peer could be established. `lasting`: nor will it be, however often it is tried."""
+
+    def __init__(self, message: str, *, lasting: bool = False) -> None:
+        super().__init__(message)
+        self.lasting = lasting
 
 
 class SessionEnded(OCapNError):

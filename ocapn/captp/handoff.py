@@ -15,9 +15,8 @@ from ocapn.captp.delivery import PENDING, LocalTarget, Vow, broken
 from ocapn.codec.operations import OPERATIONS, Envelope, Give, Receive
 from ocapn.codec.syrup import Decoder
 from ocapn.crypto import SessionKey, sign_receive, verify_envelope
-from ocapn.errors import OCapNError, RemoteError, TooBusy
+from ocapn.errors import Backpressure, ConnectFailed, OCapNError, RemoteError, SessionEnded, TooBusy
 from ocapn.limits import Limits
-from ocapn.model.locators import PeerLocator
 from ocapn.model.values import Symbol
 
 if TYPE_CHECKING:
@@ -29,6 +28,9 @@ DEPOSIT_GIFT = Symbol("deposit-gift")
 
 #: Gifts of ended sessions that are kept, in limits of one session.
 _OUTLIVING: Final = 10
+
+#: After so many seconds an exporter who was not there is tried again, and then each time after twice as many.
+_AGAIN: Final = 5.0
 
 #: Handoff counts that are told apart. Peers count up, so those far below the highest are not to be expected.
 _COUNTS: Final = 1000
@@ -108,7 +110,7 @@ class Gifts:
         self._deposited: dict[bytes, int] = {}  # how many gifts wait, by gifter session
         self._withdrawing: dict[bytes, int] = {}  # how many withdrawals wait, by receiving session
         self._outliving = 0  # how many gifts wait whose session has ended
-        self._again: list[Callable[[], None]] = []  # what was tried in vain
+        self._again: list[tuple[float, Callable[[], None]]] = []  # when, and what was tried in vain
 
     def deposit(self, session: Session, gift_id: object, gift: object) -> None:
         """`deposit-gift` from the gifter. Raises RemoteError, which is logged: nobody waits for an answer."""
@@ -230,14 +232,18 @@ class Gifts:
         if self._node.keeper is not None:
             self._node.keeper.withdrawn(*key)
 
-    def try_again(self, what: Callable[[], None]) -> None:
-        """`what` is called at the next `expire`."""
-        self._again.append(what)
+    def try_again(self, session_id: bytes, what: Callable[[], None], delay: float) -> bool:
+        """`what` is called in so many seconds; not if its session has ended, and too many wait already."""
+        if len(self._again) >= self._limits.gifts and not self._node.is_live(session_id):
+            return False
+        self._again.append((self._node.now() + delay, what))
+        return True
 
     def expire(self, now: float) -> None:
         """Drops gifts, and breaks withdrawals, that have waited for the gift's life."""
-        again, self._again = self._again, []
-        for what in again:
+        due = [what for at, what in self._again if at <= now]
+        self._again = [one for one in self._again if one[0] > now]
+        for what in due:
             what()
         for key, deposit in list(self._deposits.items()):
             if deposit.until <= now:
@@ -287,69 +293,87 @@ def receive_give(session: Session, envelope: Envelope) -> Vow:
             node, TooBusy(f"{session.withdrawing} gifts wait for connections to their exporters already")
         )
     vow = Vow(node)
-    session.withdrawing += 1
-
-    def reached(exporter: Session | OCapNError) -> None:
-        session.withdrawing -= 1
-        _withdraw(session.key, envelope, vow, exporter)
-
     life = node.limits.gift_life
-    _reach(node, give.exporter, reached, node.now() + (0.0 if node.keeper is None else life))
+    until = node.now() + (0.0 if node.keeper is None else life)
+    _Fetch(node, session.id, session.key, envelope, vow, until).connect()
     if vow.state == PENDING and node.keeper is not None:
         node.keeper.given(vow, session.id, envelope.wire, life)
     return vow
 
 
-def resume_give(node: Node, key: SessionKey, wire: bytes, vow: Vow, until: float) -> None:
-    """A give arrived before a restart, at the session with that key: `vow` is still to become the gift."""
+def resume_give(node: Node, session_id: bytes, key: SessionKey, wire: bytes, vow: Vow, until: float) -> None:
+    """A give arrived before a restart, at the session with that id and key: `vow` is still to become the gift."""
     decoded = Decoder(node.limits, OPERATIONS).decode(b"[%b]" % wire)  # by itself it would be no message
     assert isinstance(decoded, list)
     (envelope,) = decoded
-    _reach(node, envelope.signed.exporter, lambda exporter: _withdraw(key, envelope, vow, exporter), until)
+    _Fetch(node, session_id, key, envelope, vow, until).connect()
 
 
-def _reach(
-    node: Node, exporter: PeerLocator, reached: Callable[[Session | OCapNError], None], until: float
-) -> None:
-    """The session with an exporter, who may be on his way back from a restart: he is tried until then."""
+@final
+class _Fetch:
+    """A gift that was given to us, until it is withdrawn from its exporter.
 
-    def tried(found: Session | OCapNError) -> None:
-        if isinstance(found, OCapNError) and node.now() < until:
-            node.gifts.try_again(connect)
-        else:
-            reached(found)
+    With a keeper he may be on his way back from a restart: he is tried until then, less and less often. Once the
+    session that gave it has ended, only so many of such gifts wait on.
+    """
 
-    def connect() -> None:
-        node.connect(exporter, tried)
+    __slots__ = ("_delay", "_envelope", "_key", "_node", "_session_id", "_until", "_vow")
 
-    connect()
+    def __init__(
+        self, node: Node, session_id: bytes, key: SessionKey, envelope: Envelope, vow: Vow, until: float
+    ) -> None:
+        self._node = node
+        self._session_id = session_id
+        self._key = key
+        self._envelope = envelope
+        self._vow = vow
+        self._until = until
+        self._delay = _AGAIN
+        self._count(1)
 
+    def _count(self, more: int) -> None:
+        session = self._node.live(self._session_id)
+        if session is not None:
+            session.withdrawing += more
 
-def _withdraw(key: SessionKey, envelope: Envelope, vow: Vow, exporter: Session | OCapNError) -> None:
-    """`vow` becomes the gift, if there is a session with its exporter. With a keeper the session must not end with
-    this process while the gift is on its way."""
-    if isinstance(exporter, OCapNError):
-        _fail(vow, exporter)
-        return
+    def connect(self) -> None:
+        """Tries it."""
+        give = self._envelope.signed
+        assert isinstance(give, Give)
+        self._node.connect(give.exporter, self._reached)
 
-    def withdraw() -> None:
+    def _reached(self, exporter: Session | OCapNError) -> None:
+        if isinstance(exporter, OCapNError):
+            self._failed(exporter)
+        elif self._node.keeper is None:
+            self._withdraw(exporter)
+        else:  # it must not end with this process while the gift is on its way
+            exporter.when_decided(lambda: self._withdraw(exporter))
+
+    def _withdraw(self, exporter: Session) -> None:
         try:
             claim = sign_receive(
-                key, exporter.id, exporter.key.public_id, exporter.handoffs.draw(), envelope.wire
+                self._key, exporter.id, exporter.key.public_id, exporter.handoffs.draw(), self._envelope.wire
             )
             question = exporter.deliver(exporter.bootstrap, [WITHDRAW_GIFT, Certificate(claim)])
         except OCapNError as error:
-            _fail(vow, error)
+            self._failed(error)
         else:
-            vow.resolve(question.handle())
+            self._count(-1)
+            self._vow.resolve(question.handle())
 
-    if vow.node.keeper is None:
-        withdraw()
-    else:
-        exporter.when_decided(withdraw)
-
-
-def _fail(vow: Vow, error: OCapNError) -> None:
-    """The gift is not to be had; one that is kept will be tried again if that is because the peer is closing."""
-    if vow.node.keeper is None or not vow.node.leaving:
-        vow.break_with(error)
+    def _failed(self, error: OCapNError) -> None:
+        node = self._node
+        heals = isinstance(error, (SessionEnded, Backpressure)) or (
+            isinstance(error, ConnectFailed) and not error.lasting
+        )
+        if (
+            heals
+            and node.now() < self._until
+            and node.gifts.try_again(self._session_id, self.connect, self._delay)
+        ):
+            self._delay *= 2
+            return
+        self._count(-1)
+        if node.keeper is None or not node.leaving:  # else it goes on in the next process
+            self._vow.break_with(error)

@@ -338,8 +338,12 @@ class Node:
             oldest.forsake()
 
     def past_session(self, session_id: bytes) -> Session | Tombstone | _Past | None:
-        """The session with that id: live, or ended within the gift's life, be it before a restart."""
+        """The session with that id: live, or ended within the gift's life, or of which there is a tombstone."""
         return self._by_id.get(session_id) or self._tombstones.get(session_id) or self._past.get(session_id)
+
+    def live(self, session_id: bytes) -> Session | None:
+        """The session with that id, if it has not ended."""
+        return self._by_id.get(session_id)
 
     def is_live(self, session_id: bytes) -> bool:
         return session_id in self._by_id

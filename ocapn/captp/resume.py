@@ -235,7 +235,6 @@ class Initiator:
             raise TooLate("the session went on, or ended, on another connection")
         self._step(Event.ACK)
         self._frames.proven = self._accept.epoch
-        session.node.touch(session)
         session.attach(self._accept.claims.received, self._claims.received + 1, self._wire.authenticated)
 
 

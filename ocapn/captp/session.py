@@ -9,32 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from ocapn.captp.bootstrap import BREAK, FULFILL, ResolverTarget
+from ocapn.captp.bootstrap import BREAK, FULFILL
 from ocapn.captp.delivery import (
     BROKEN,
     FULFILLED,
-    PENDING,
-    LocalTarget,
-    PromiseHandle,
-    RefHandle,
     RemoteVow,
     Sent,
     Vow,
     Waiting,
-    broken,
     crossing,
 )
 from ocapn.captp.frames import DURABLE_SESSION, Agreement, Frames, read_terms, terms_of
-from ocapn.captp.handoff import DEPOSIT_GIFT, Certificate, HandoffCounts
+from ocapn.captp.handoff import HandoffCounts
 from ocapn.captp.outbox import Outbox
 from ocapn.captp.receiving import Receiver
-from ocapn.captp.tables import Export, Tables, nothing_touched
+from ocapn.captp.tables import Tables, nothing_touched
+from ocapn.captp.writing import Writer
 from ocapn.codec.operations import (
     ANSWER,
     EXPORT,
-    OBJECT,
     OPERATIONS,
-    PROMISE,
     Abort,
     Deliver,
     Descriptor,
@@ -45,13 +39,12 @@ from ocapn.codec.operations import (
     write_select,
 )
 from ocapn.codec.resumption import Hints, write_ack
-from ocapn.codec.syrup import Decoder, Encoder
-from ocapn.crypto import SessionKey, public_id, session_id, sign_give
+from ocapn.codec.syrup import Decoder
+from ocapn.crypto import SessionKey, public_id, session_id
 from ocapn.errors import (
     Aborted,
     Backpressure,
     Disconnected,
-    NotPassable,
     OCapNError,
     RemoteError,
     RolledBack,
@@ -96,14 +89,12 @@ class Session:
     __slots__ = (
         "__weakref__",
         "_decoder",
-        "_encoder",
-        "_exported",
-        "_gifts",
         "_many_watchers",
         "_receiver",
         "_spent",
         "_undecided",
         "_watchers",
+        "_writer",
         "asked_to_resume",
         "attached",
         "authenticated",
@@ -192,9 +183,7 @@ class Session:
         self._spent.released = True
         self._receiver = Receiver(self)
         self._decoder = Decoder(node.limits, OPERATIONS)
-        self._encoder = Encoder(node.limits, self._write_reference, form.text_order)
-        self._exported: list[Export] = []  # by the message being encoded
-        self._gifts: list[tuple[RefHandle, bytes]] = []  # likewise
+        self._writer = Writer(self, self._receiver.bootstrap)
         self.handoffs = HandoffCounts()
         self._undecided: list[Callable[[], None]] = []
         self._watchers: list[Vow] = []
@@ -245,7 +234,7 @@ class Session:
         decoder = self._decoder
         operation = decoder.decode(data)
         if decoder.text_order and not self.form.text_order:
-            self.form.text_order = self._encoder.text_order = True
+            self.form.text_order = self._writer.encoder.text_order = True
         if frames is not None and frames.agreement is Agreement.UNDECIDED and frames.taken == 1:
             self._decide(operation)
         if type(operation) is Deliver:
@@ -276,18 +265,18 @@ class Session:
 
         Raises SessionEnded, NotPassable, TooBusy, and Backpressure unless the message is `forwarded` for others.
         """
-        self._may_send(forwarded)
+        self.may_send(forwarded)
         tables = self.tables
         if self._answers_held >= self.node.limits.answers:
             raise Backpressure(f"{self._answers_held} answers are owed by the peer already")
-        encoded = self._encode_args(args)
+        encoded = self._writer.encode(args)
         position = tables.next_question
         question = RemoteVow(self, ANSWER, position, b"<11'desc:answer%d+>" % position)
         question.listening = True
         try:
             resolver = tables.export_resolver(question).position
         except OCapNError:
-            self._undo()
+            self._writer.undo()
             raise
         tables.next_question = position + 1
         tables.questions[position] = question
@@ -299,8 +288,8 @@ class Session:
 
     def deliver_only(self, recipient: bytes, args: list[object], *, forwarded: bool = False) -> None:
         """Sends a message that wants no answer. Raises as `deliver`."""
-        self._may_send(forwarded)
-        encoded = self._encode_args(args)
+        self.may_send(forwarded)
+        encoded = self._writer.encode(args)
         if self.form.old_deliver:
             self._send_encoded(b"<15'op:deliver-only%b%b>" % (recipient, encoded))
         else:
@@ -308,12 +297,12 @@ class Session:
 
     def select(self, recipient: bytes, kind: int, key: str | int) -> RemoteVow:
         """Asks for a part of what a promise of the peer becomes. Raises as `deliver`."""
-        self._may_send(False)
+        self.may_send(False)
         tables = self.tables
         if self._answers_held >= self.node.limits.answers:
             raise Backpressure(f"{self._answers_held} answers are owed by the peer already")
         position = tables.next_question
-        message = write_select(self._encoder, kind, recipient, key, position)
+        message = write_select(self._writer.encoder, kind, recipient, key, position)
         question = RemoteVow(self, ANSWER, position, descriptor_bytes(ANSWER, position))
         tables.next_question = position + 1
         tables.questions[position] = question
@@ -353,7 +342,8 @@ class Session:
         self.tables.resolver_used(resolver)
         self._return(resolver, 1)
 
-    def _may_send(self, forwarded: bool) -> None:
+    def may_send(self, forwarded: bool) -> None:
+        """Raises SessionEnded; Backpressure unless the message is `forwarded` for others."""
         if self.ended is not None:
             raise fresh(self.ended)  # one that is raised again and again collects every frame it passed
         if not forwarded:
@@ -361,41 +351,9 @@ class Session:
             if outbox.full:
                 raise Backpressure(f"{outbox.frames} messages ({outbox.size} bytes) wait to be sent already")
 
-    def _encode_args(self, args: list[object]) -> bytes:
-        encoder = self._encoder
-        encoder.parts = parts = [b"["]
-        write = encoder.write
-        try:
-            for arg in args:
-                write(arg, 2)  # inside op:deliver and the list of arguments
-        except BaseException:
-            self._undo()
-            raise
-        parts.append(b"]")
-        encoded = b"".join(parts)
-        if len(encoded) > self.node.limits.frame - 256:
-            self._undo()
-            raise NotPassable(
-                f"the message has {len(encoded)} bytes, over the limit of {self.node.limits.frame}"
-            )
-        return encoded
-
-    def _undo(self) -> None:
-        """The message being encoded is not sent: what it exported was not."""
-        for slot in reversed(self._exported):
-            self.tables.drop_export(slot, 1)
-        self._exported.clear()
-        self._gifts.clear()
-
     def _send_encoded(self, message: bytes) -> None:
-        """Sends a message made from `_encode_args`."""
-        if self._exported:
-            self._exported.clear()
-        if self._gifts:
-            gifts, self._gifts = self._gifts, []
-            for gift, gift_id in gifts:
-                slot = gift._import
-                slot.session.deliver_only(_BOOTSTRAP, [DEPOSIT_GIFT, gift_id, gift], forwarded=True)
+        """Sends a message made from arguments that the writer has encoded."""
+        self._writer.done()
         self.send(message)
 
     def send(self, message: bytes) -> None:
@@ -413,56 +371,6 @@ class Session:
                 self.ordinary()
         self.outbox.append(message)
 
-    def _write_reference(self, encoder: Encoder, value: object) -> None:
-        """Encodes a reference from the peer's point of view."""
-        if isinstance(value, PromiseHandle):
-            vow = value._vow.end()
-            if (
-                vow.state == PENDING
-                and isinstance(vow, RemoteVow)
-                and vow.session is self
-                and not vow.released
-            ):
-                encoder.parts.append(vow.recipient)
-                return
-            if vow.state != FULFILLED or not isinstance(vow.value, (LocalTarget, RefHandle)):
-                self._export(encoder, vow.handle(), id(vow), PROMISE)
-                return
-            value = vow.value
-        if isinstance(value, RefHandle):
-            slot = value._import
-            session = slot.session
-            if session is self:
-                encoder.parts.append(slot.recipient)
-            elif session.ended is not None:
-                vow = broken(self.node, session.ended)
-                self._export(encoder, vow.handle(), id(vow), PROMISE)
-            else:
-                session._may_send(False)  # the gift is deposited there
-                gift_id = self.node.random(32)
-                give = sign_give(
-                    session.key, self.peer_key, session.location, session.id, gift_id, encoder.text_order
-                )
-                self._gifts.append((value, gift_id))
-                encoder.parts.append(give)
-        elif isinstance(value, ResolverTarget):
-            self._export(encoder, value, ~id(value.vow), OBJECT)  # the promise has id(vow)
-        elif isinstance(value, LocalTarget):
-            if value is self._receiver.bootstrap:
-                encoder.parts.append(descriptor_bytes(OBJECT, 0))
-            else:
-                self._export(encoder, value, id(value), OBJECT)
-        elif isinstance(value, Certificate):
-            encoder.parts.append(value.wire)
-        else:
-            raise NotPassable(f"a {type(value).__name__} cannot be passed")
-
-    def _export(self, encoder: Encoder, value: LocalTarget | PromiseHandle, key: int, kind: int) -> None:
-        slot = self.tables.export(value, key)
-        slot.count += 1
-        self._exported.append(slot)
-        encoder.parts.append(descriptor_bytes(kind, slot.position))
-
     # Durable sessions (spec/resume.md)
 
     def _ask(self) -> None:
@@ -471,7 +379,7 @@ class Session:
         vow.released = vow.listening = True
         resolver = self.tables.export_resolver(vow).position
         assert self.frames is not None
-        args = self._encode_args(self.frames.terms.value)
+        args = self._writer.encode(self.frames.terms.value)
         self.send(b"<10'op:deliver%b%bf<18'desc:import-object%d+>>" % (_BOOTSTRAP, args, resolver))
         vow.add(_Asked(self))
 
@@ -576,6 +484,7 @@ class Session:
         self.authenticated = authenticated is not None
         self.asked_to_resume = None
         self.node.attached(self)
+        self.node.touch(self)  # where the peer is now, and that it is not suspended
         self.outbox.begin([write_ack(frames.tell(now)), *again], uncommitted)
 
     @property
@@ -781,8 +690,7 @@ class Session:
         """Raises AssertionError naming the first invariant of the session that does not hold."""
         tables = self.tables
         tables.check()
-        assert not self._exported, "exports of a message that was not sent are counted"
-        assert not self._gifts, "gifts of a message that was not sent are kept"
+        self._writer.check()
         assert self.outbox.frames >= len(self.outbox.messages), "the outbox is miscounted"
         assert self.queued_turns >= 0, "turns are miscounted"
         assert self.queued_bytes >= 0, "bytes of turns are miscounted"

@@ -16,7 +16,9 @@ import ocapn
 from durable import BaggageCorrupt, inspection
 from durable.baggage import Baggage
 from durable.objects import kinds
+from durable.pages import PLACES, SIZE
 from durable.records import decode, encode
+from durable.store import number_key
 from ocapn import E, MemoryNetlayer, MemoryNetwork, open_peer
 from tests.support import trio_test
 
@@ -295,6 +297,20 @@ def test_a_slot_of_no_kind(baggage: Baggage) -> None:
             inspection.check(baggage)
         baggage.remove("slot", key)
     assert inspection.check(baggage)
+
+
+@pytest.mark.parametrize("kind", ["export", "answer"])
+def test_a_slot_is_in_a_page_or_has_a_row(baggage: Baggage, kind: str) -> None:
+    (session,) = inspection.sessions(baggage)
+    table, letter = PLACES[kind]
+    key = session.id + letter.lower() + number_key(1 << 40)
+    baggage.put(table, key, encode([None]))
+    assert inspection.check(baggage)
+    page = session.id + letter + number_key((1 << 40) // SIZE)
+    baggage.put(table, page, encode([[1 << 40], [0]]))
+    with pytest.raises(BaggageCorrupt, match=f"the {kind} is in a page as well") as caught:
+        inspection.check(baggage)
+    assert caught.value.row == durable.store.row_name(key)
 
 
 # Pruning

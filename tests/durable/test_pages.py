@@ -70,6 +70,15 @@ def test_a_page_that_nothing_changes_is_not_written() -> None:
         assert rows(baggage) == {b"Q" + number_key(1): [[SIZE], [True]]}
 
 
+def test_a_page_that_is_none_is_corrupt() -> None:
+    with durable.MemoryBaggage() as baggage:
+        baggage.put("slot", ID + b"I" + number_key(0), encode([[1], []]))
+        with pytest.raises(durable.BaggageCorrupt, match="not a page of slots") as caught:
+            Pages(baggage, ID).load()
+        assert caught.value.table == "slot"
+        assert caught.value.row
+
+
 @pytest.mark.parametrize(
     "row", [None, [], [[], []], [[1]], [[1], [1, 2]], [[SIZE], [1]], [[True], [1]], [[1, 1], [1, 1]], [1, 1]]
 )

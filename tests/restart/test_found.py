@@ -162,8 +162,11 @@ def test_a_transaction_undoes_that_an_object_wants_to_be_told(settled: bool, lat
                 await a.peer.settled()
                 await a.again()
             await trio.sleep(10)
+            gc.collect()
+            await trio.sleep(10)
             assert a.baggage["ledger"].seen == (2,)
             assert a.baggage.scan("promise") == a.baggage.scan("turn") == []
+            assert a.peer.sessions[0].stats()["questions"] == 0
             del ref
 
     run()

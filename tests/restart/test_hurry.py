@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import durable
 from durable.directory import DirectoryStore
 from durable.store import Changes
 from ocapn import MemoryNetlayer, MemoryNetwork, open_peer
-from ocapn.commits import _GIVES_WAY, _Hurry
+from ocapn.commits import _GIVES_WAY, _Hurry, _hurry
 from tests.support import trio_test_real
 
 USUAL = 0.004
@@ -64,6 +65,19 @@ def test_the_interval_does_not_dwindle() -> None:
         hurry.begin()
         hurry.end()
         assert sys.getswitchinterval() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_that_is_forked_meanwhile_has_the_usual_interval() -> None:
+    _hurry.begin()
+    child = os.fork()
+    if not child:
+        usual = sys.getswitchinterval()
+        _hurry.begin()
+        _hurry.end()
+        os._exit(0 if usual == sys.getswitchinterval() == pytest.approx(USUAL) else 1)
+    _hurry.end()
+    assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -10,8 +10,12 @@ import pytest
 import trio
 
 import ocapn
+from durable.records import decode
 from ocapn import E, send_only
-from tests.restart.support import Echo, Ledger, Process, agreed, inside, linked, two, world
+from ocapn.limits import Limits
+from ocapn.model.locators import PeerLocator
+from ocapn.netlayers.base import Channel
+from tests.restart.support import Echo, Ledger, Process, World, agreed, inside, linked, two, world
 from tests.support import trio_test
 
 WHO = pytest.mark.parametrize("who", ["a", "b", "ab"])
@@ -199,3 +203,44 @@ async def test_where_a_peer_has_moved_to_is_kept() -> None:
         (session,) = a.peer.sessions
         assert session.location.hints == {"host": "elsewhere"}
         await b.start()
+
+
+async def resumed_by(dialler: Process, other: Process, place: World) -> None:
+    """The session is cut, and `dialler` resumes it."""
+
+    async def dial(locator: PeerLocator, limits: Limits) -> Channel:
+        await trio.lowlevel.checkpoint()
+        raise ocapn.ConnectFailed("not now")
+
+    before, other.plug.dial = other.plug.dial, dial  # type: ignore[method-assign]
+    place.cut()
+    await trio.sleep(60)
+    other.plug.dial = before  # type: ignore[method-assign]
+    assert [one.status for one in (*dialler.peer.sessions, *other.peer.sessions)] == ["live", "live"]
+
+
+@pytest.mark.parametrize("dialler", [0, 1])
+@trio_test
+async def test_that_a_session_was_resumed_is_kept_whoever_dialled(dialler: int) -> None:
+    async with world() as place:
+        processes = await place.process("a").start(), await place.process("b").start()
+        await linked(*processes)
+        await agreed(*processes)
+        await resumed_by(processes[dialler], processes[1 - dialler], place)
+        for process in processes:
+            await process.peer.settled()
+            ((_, row),) = process.disk.scan("progress")
+            assert decode(row)[-1] == 0, "it is kept as suspended, and would expire"
+
+
+@trio_test
+async def test_where_a_peer_says_it_is_when_it_resumes_is_kept() -> None:
+    async with world() as place:
+        a, b = await place.process("a").start(), await place.process("b").start()
+        await linked(a, b)
+        await agreed(a, b)
+        b.plug.location = b.plug._inner.location = PeerLocator("memory", "b", {"port": "2"})
+        await resumed_by(b, a, place)
+        await a.peer.settled()
+        ((_, row),) = a.disk.scan("session")
+        assert decode(row)[2][2] == {"port": "2"}
