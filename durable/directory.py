@@ -132,10 +132,7 @@ class DirectoryStore:
         with self._reading:
             return laid_over(
                 self._recent[table],
-                lambda most: [
-                    (key, self._checked(table, key, value, digest))
-                    for key, value, digest in self._read(table, prefix, after, most)
-                ],
+                lambda most: [(key, value) for key, value, _ in self._read(table, prefix, after, most)],
                 prefix,
                 after,
                 limit,
@@ -174,14 +171,9 @@ class DirectoryStore:
             for table in TABLES:
                 after = None
                 while rows := self._read(table, b"", after, 1000):
-                    for key, value, digest in rows:
-                        self._checked(table, key, value, digest)
-                        # Keys that ascend are found by the search that `get` makes.
-                        if after is not None and key <= after:
-                            raise BaggageCorrupt("rows are out of order", STATE, table, row_name(key))
-                        after = key
-                        total += int.from_bytes(digest, "big")
+                    total += sum(int.from_bytes(digest, "big") for _, _, digest in rows)
                     count += len(rows)
+                    after = rows[-1][0]
             if (count, total % _MODULUS) != (self._count, self._sum):
                 raise BaggageCorrupt(f"the {count} rows found are not the {self._count} written", STATE)
             if self._rows("PRAGMA integrity_check(1)") != [("ok",)]:
@@ -319,16 +311,24 @@ class DirectoryStore:
         return None
 
     def _read(self, table: str, prefix: bytes, after: bytes | None, limit: int | None) -> list[Row]:
+        """Keys, values and digests, checked. Raises BaggageCorrupt."""
         # One lower bound: of two, SQLite searches by the first and reads all rows up to the second.
         lower, bound = ("key >= ?", prefix) if after is None or after < prefix else ("key > ?", after)
         where, parameters = [lower], [bound]
         if (end := above_prefix(prefix)) is not None:
             where.append("key < ?")
             parameters.append(end)
-        return self._rows(
+        rows = self._rows(
             f"SELECT key, value, digest FROM {table} WHERE {' AND '.join(where)} ORDER BY key LIMIT ?",
             (*parameters, -1 if limit is None else limit),
         )
+        before = after
+        for key, value, digest in rows:
+            self._checked(table, key, value, digest)
+            if before is not None and key <= before:  # then a search, which `get` is, may miss it
+                raise BaggageCorrupt("rows are out of order", STATE, table, row_name(key))
+            before = key
+        return rows
 
     def _checked(self, table: str, key: object, value: object, digest: object) -> bytes:
         if type(key) is not bytes:
@@ -369,17 +369,20 @@ class DirectoryStore:
         self._recent_size += size + _PAGE
 
     def _settle(self) -> None:
-        """Moves what the log holds to the tables. It changes nothing of what is read."""
+        """Moves what the log holds to the tables. It changes nothing of what is read. Raises BaggageCorrupt."""
         if self._last == self._moved:
             return
         writer, count, total = self._writer, self._count, self._sum
         writer.execute("BEGIN IMMEDIATE")
         for table, rows in self._recent.items():
             for key, value in rows.items():
-                old = writer.execute(f"SELECT digest FROM {table} WHERE key = ?", (key,)).fetchone()
+                old = writer.execute(f"SELECT value, digest FROM {table} WHERE key = ?", (key,)).fetchone()
                 if old is not None:
+                    self._checked(
+                        table, key, *old
+                    )  # in a damaged table, SQLite may find another row, and remove it
                     count -= 1
-                    total -= int.from_bytes(old[0], "big")
+                    total -= int.from_bytes(old[1], "big")
                 if value is not None:
                     digest = self._digest(table, key, value)
                     writer.execute(f"REPLACE INTO {table} VALUES (?, ?, ?)", (key, value, digest))

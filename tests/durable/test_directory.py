@@ -544,7 +544,7 @@ def test_the_database_has_its_name_before_the_header_does(
     [
         "INSERT INTO log",
         "BEGIN",
-        "SELECT digest",
+        "SELECT value, digest",
         "REPLACE INTO user",
         "DELETE FROM user",
         "REPLACE INTO meta",
