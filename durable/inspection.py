@@ -24,8 +24,8 @@ from durable.store import TABLES, key_number, number_key, row_name
 #: Of tables and rows read so far.
 Progress = Callable[[str, int], None]
 
-#: As `durable.values` has it.
-_MAX_DEPTH: Final = 256
+#: That of a value, as `durable.values` has it, and what a row has around one.
+_MAX_DEPTH: Final = 260
 _NEXT_OBJECT: Final = b"next-object"
 _TOMBSTONE: Final = b"tombstone/"
 _KIND: Final = b"kind/"

@@ -30,25 +30,29 @@ _RemoteKey = tuple[bytes, bool, int]  # session id, whether it is an answer, pos
 class _Watcher(Waiting):
     """Has a row written again when a promise that it names is settled, or waits on something else."""
 
-    __slots__ = ("_again", "off", "vow")
+    __slots__ = ("_again", "vow")
     listens = True
 
     def __init__(self, vow: Vow, again: Callable[[], None]) -> None:
-        self._again = again
-        self.vow = vow
-        self.off = False  # the row is gone, or does not name the promise any more
+        self._again: Callable[[], None] | None = again
+        self.vow: Vow | None = vow
 
     @property
     def gone(self) -> bool:
-        return self.off
+        return self._again is None
+
+    def stop(self) -> None:
+        """The row is gone, or does not name the promise any more. What the row was made of is let go, though this may
+        stay in the queue of the promise for long."""
+        self._again = self.vow = None
 
     def settle(self, vow: Vow) -> None:
-        if not self.off:
+        if self._again is not None:
             self._again()
 
     def moves(self, vow: Vow) -> None:
-        self.vow = vow
-        if not self.off:
+        if self._again is not None:
+            self.vow = vow
             self._again()
 
 
@@ -123,7 +127,7 @@ class Promises:
                     del named[watcher.vow]
                     watchers.append(watcher)
                 else:
-                    watcher.off = True
+                    watcher.stop()
             for vow in named:
                 watcher = _Watcher(vow, again)
                 vow.watch(watcher)
@@ -139,7 +143,7 @@ class Promises:
     def unwatch(self, row: bytes) -> None:
         """The row is gone, or names no promise any more."""
         for watcher in self._watchers.pop(row, ()):
-            watcher.off = True
+            watcher.stop()
 
     # After a restart
 
@@ -183,7 +187,7 @@ class Promises:
                     tables.questions[position] = vow
             else:
                 slot = tables.imports.get(position)
-                known = slot is not None
+                known = slot is not None and slot.vow is not None  # else it is owed to the peer, and no more
                 if slot is not None and slot.vow is not None:
                     vow = slot.vow
                 else:

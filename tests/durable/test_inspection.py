@@ -313,6 +313,21 @@ def test_a_slot_is_in_a_page_or_has_a_row(baggage: Baggage, kind: str) -> None:
     assert caught.value.row == durable.store.row_name(key)
 
 
+@trio_test
+async def test_what_can_be_stored_passes_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    deep: Any = ()
+    with durable.MemoryBaggage() as baggage:
+        async with open_peer([MemoryNetlayer(MemoryNetwork(), "a")], baggage=baggage):
+            node = baggage.provide("node", Node)
+            try:
+                while True:
+                    node.next = deep
+                    deep = (deep,)
+            except durable.NotStorable:
+                pass
+        assert inspection.check(baggage)
+
+
 # Pruning
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
+from typing import Any
 from unittest import mock
 
 import attrs
@@ -13,7 +14,20 @@ import trio
 import durable
 import ocapn
 from ocapn import E, send_only
-from tests.restart.support import Ledger, Process, balanced, inside, linked, two, world
+from tests.restart.support import (
+    Ledger,
+    Process,
+    Relay,
+    agreed,
+    balanced,
+    inside,
+    linked,
+    related,
+    relay,
+    two,
+    world,
+)
+from tests.restart.test_waiting import chain
 from tests.support import trio_test
 
 
@@ -270,3 +284,71 @@ async def agreed_on_disk(*processes: Process) -> None:
         await trio.lowlevel.checkpoint()
     for process in processes:
         await process.peer.settled()
+
+
+@trio_test
+async def test_what_a_kept_row_named_is_let_go_with_the_row() -> None:
+    async with two() as (a, b):
+        ref = await b.peer.enliven(a.peer.export(a.baggage.provide("ledger", Ledger)))
+        await agreed(a, b)
+        for number in range(5):
+            with inside(b):
+                promise, resolver = ocapn.make_promise()
+                send_only(ref).pause()  # so that what follows is held back, and kept
+                send_only(ref).hold_and_note(number, promise)
+            await trio.sleep(1)
+            resolver.fulfill(1)
+            del promise, resolver
+        gc.collect()
+        await trio.sleep(5)
+        gc.collect()
+        await trio.sleep(5)
+        assert a.peer.sessions[0].stats()["imports"] == 0
+        assert b.peer.sessions[0].stats()["exports"] == 0
+
+
+class Giver(ocapn.Target):
+    """Gives a list with a promise in it, which the other side imports."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+
+    @ocapn.method
+    def listed(self) -> object:
+        return [E(relay(self.process).to).give()]
+
+
+class Holder(ocapn.Target):
+    thing: object = None
+
+    @ocapn.method
+    def get(self) -> object:
+        return self.thing
+
+
+@trio_test
+async def test_a_promise_that_was_released_when_the_process_died_is_not_asked_for_again() -> None:
+    async with world() as place:
+        a, b, c, slow = await chain(place)
+        a.baggage.provide("target", Relay)
+        slow.gift = await related(c, a, "target")  # what the promise becomes lives elsewhere
+        holder = Holder()
+        at_c = await c.peer.enliven(a.peer.export(holder))
+        giver: Any = await a.peer.enliven(b.peer.export(Giver(b)))
+        await agreed(a, b, c)
+        (holder.thing,) = await E(giver).listed()
+        answer = E(at_c).get()  # a resolver of c's waits on the promise
+        await trio.sleep(2)
+        del answer  # not the resolver
+        holder.thing = None
+        (core,) = [one._core for one in a.peer.sessions if one.location == b.peer.locator()]
+        while not core.outbox._exports:  # noqa: ASYNC110 - it is released, and b has not been told
+            await trio.sleep(0.001)
+        send_only(relay(a).to).note(5)
+        await a.peer.settled()
+        await a.again()
+        await trio.sleep(2)
+        slow.go.set()
+        await trio.sleep(60)
+        assert {one.location.designator for one in a.peer.sessions} == {"b", "c"}
+        del at_c, giver
