@@ -378,9 +378,8 @@ class DirectoryStore:
             for key, value in rows.items():
                 old = writer.execute(f"SELECT value, digest FROM {table} WHERE key = ?", (key,)).fetchone()
                 if old is not None:
-                    self._checked(
-                        table, key, *old
-                    )  # in a damaged table, SQLite may find another row, and remove it
+                    # In a damaged table SQLite may find another row, and would remove it.
+                    self._checked(table, key, *old)
                     count -= 1
                     total -= int.from_bytes(old[1], "big")
                 if value is not None:
