@@ -17,7 +17,7 @@ from durable.directory import STATE, WAL
 from durable.errors import BaggageCorrupt
 from durable.header import FORMAT, HEADER
 from durable.outbox import unpack_frames
-from durable.pages import PLACES, SIZE, entries
+from durable.pages import OWN, PLACES, SIZE, entries
 from durable.records import decode, encode, marked, unescaped
 from durable.store import TABLES, key_number, number_key, row_name
 
@@ -29,8 +29,12 @@ _MAX_DEPTH: Final = 260
 _NEXT_OBJECT: Final = b"next-object"
 _TOMBSTONE: Final = b"tombstone/"
 _KIND: Final = b"kind/"
-#: The letters in the keys of slots and answers, after the id of the session: rows of their own, and pages.
-_SLOTS: Final = {"slot": ("e", "EIR"), "answer": ("a", "AQ")}
+#: Tables of slots, whose keys have a letter after the id of the session.
+_SLOTS: Final = ("slot", "answer")
+#: By table and that letter, whether the row is a page.
+_PAGED: Final = dict.fromkeys(PLACES.values(), True) | {
+    (PLACES[kind][0], letter): False for kind, letter in OWN.items()
+}
 #: Tables whose rows begin with the number of an object; those of `turn` may begin with what a message is queued on, or
 #: with None for a gift that is on its way.
 _NUMBERED: Final = ("promise", "turn", "gift")
@@ -299,11 +303,12 @@ def check(rows: Rows, progress: Progress = lambda table, rows: None) -> int:
                 progress(table, count)
             if table in ("progress", *_SLOTS, *_RAW) and key[:32] not in kept:
                 raise _corrupt("it belongs to no session", table, key)
-            own, pages = _SLOTS.get(table, ("", ""))
-            if own and (len(key) != 41 or chr(key[32]) not in own + pages):
-                raise _corrupt("not the key of a slot", table, key)
-            if own and chr(key[32]) in pages:
-                _page(table, key, data)
+            if table in _SLOTS:
+                paged = _PAGED.get((table, key[32:33]))
+                if len(key) != 41 or paged is None:
+                    raise _corrupt("not the key of a slot", table, key)
+                if paged:
+                    _page(table, key, data)
             if table == "user":
                 _user_key(key)
             if not known.issuperset(named := _named(table, key, data)):
@@ -418,9 +423,9 @@ def _slots(rows: Rows, session_id: bytes, kind: str) -> Iterator[tuple[bytes, in
     """The slots of a kind, in pages or rows of their own: the key of the row, and position. Raises BaggageCorrupt."""
     for key, position, _ in _page_entries(rows, session_id, kind):
         yield key, position
-    table, letter = PLACES[kind]
-    for key, _ in _all(rows, table, session_id + letter.lower()):
-        yield key, key_number(key[33:])
+    if kind in OWN:
+        for key, _ in _all(rows, PLACES[kind][0], session_id + OWN[kind]):
+            yield key, key_number(key[33:])
 
 
 def _progress(rows: Rows, session_id: bytes) -> tuple[list[int], list[bytes], int]:

@@ -24,6 +24,8 @@ PLACES: Final = {
     "answer": ("answer", b"A"),
     "question": ("answer", b"Q"),
 }
+#: Of kinds whose slots may have rows of their own, the letter in the key of one.
+OWN: Final = {"export": b"e", "answer": b"a"}
 
 
 def entries(number: int, row: Any) -> dict[int, Any]:

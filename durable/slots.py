@@ -15,7 +15,7 @@ from durable.baggage import Baggage
 from durable.errors import NotStorable
 from durable.keeping import KeptExport, Objects
 from durable.objects import Durable, small
-from durable.pages import PLACES, Pages
+from durable.pages import OWN, PLACES, Pages
 from durable.promises import BROKEN_WITH, VALUE, Promises
 from durable.records import MARK, decode_row, encode_row
 from durable.store import key_number, number_key
@@ -40,8 +40,6 @@ log: Final = logging.getLogger("durable")
 
 #: What stands in the row of an export.
 _OBJECT, _PROMISE, _RESOLVER = 0, 1, 2
-#: The letters in the keys of rows of their own.
-_LETTERS: Final = {"export": b"e", "answer": b"a"}
 #: Characters of a text that does not need a row of its own.
 _SHORT: Final = 32
 #: In a page, the outcome of an answer that ends with the process.
@@ -59,7 +57,7 @@ class _Stored:
 
     def __init__(self, pages: Pages) -> None:
         self.pages = pages
-        self.own: dict[str, set[int]] = {kind: set() for kind in _LETTERS}  # with rows of their own
+        self.own: dict[str, set[int]] = {kind: set() for kind in OWN}  # with rows of their own
 
 
 @final
@@ -110,7 +108,7 @@ class Slots:
         """The session is over."""
         stored = self._stored.pop(session.id)
         for position, _ in stored.pages.all("answer"):
-            self._promises.unwatch(session.id + b"a" + number_key(position))
+            self._promises.unwatch(session.id + OWN["answer"] + number_key(position))
         for table in ("slot", "answer"):
             for key, _ in self._baggage.scan(table, session.id):
                 self._promises.unwatch(key)
@@ -166,7 +164,7 @@ class Slots:
             row: list[Any] | None = None
             if end is None or (end.state == FULFILLED and _is_short(end.value)):  # as most are
                 if watching:
-                    self._promises.unwatch(session.id + b"a" + number_key(position))
+                    self._promises.unwatch(session.id + OWN["answer"] + number_key(position))
                 if end is not None:
                     entry = [VALUE, end.value]
             else:
@@ -204,7 +202,7 @@ class Slots:
     # Rows of their own
 
     def _save_row(self, session_id: bytes, kind: str, position: int, row: list[Any] | None) -> None:
-        key = session_id + _LETTERS[kind] + number_key(position)
+        key = session_id + OWN[kind] + number_key(position)
         table, _ = PLACES[kind]
         own = self._stored[session_id].own[kind]
         if row is None:
@@ -242,7 +240,7 @@ class Slots:
 
     def _promise_row(self, session: Session, kind: str, position: int, vow: Vow) -> Any:
         """What a promise is or waits on. It is written again when that changes."""
-        key = session.id + _LETTERS[kind] + number_key(position)
+        key = session.id + OWN[kind] + number_key(position)
 
         def again() -> None:
             session.tables.touch(kind, position)
@@ -293,7 +291,7 @@ class Slots:
         ]
         restore = self._objects.restore_exports(session)
         lost = Lost()
-        for key, data in self._baggage.scan("slot", session.id + b"e"):
+        for key, data in self._baggage.scan("slot", session.id + OWN["export"]):
             position = key_number(key[33:])
             stored.own["export"].add(position)
             count, form, kept = decode_row(data, "slot")
@@ -322,7 +320,7 @@ class Slots:
         """The answers that are owed."""
         stored = self._stored[session.id]
         rows = [(position, entry or None) for position, entry in stored.pages.all("answer")]
-        for key, data in self._baggage.scan("answer", session.id + b"a"):
+        for key, data in self._baggage.scan("answer", session.id + OWN["answer"]):
             position = key_number(key[33:])
             stored.own["answer"].add(position)
             (kept,) = decode_row(data, "answer")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log: Final = logging.getLogger("ocapn.session")
 
 #: Messages taken from a connection at once: enough to amortise a pass of the loop, few enough to stay fair.
-_BATCH: Final = 64
+_BATCH: Final = 256
 #: A frame with which the process has ended so often is not taken again: the session ends. Processes that are killed
 #: at random, before their first commit, reach a few.
 _TRIES: Final = 30

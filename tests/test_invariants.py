@@ -60,7 +60,7 @@ async def many_messages() -> None:
         a, b = [await place.process(name).start() for name in "ab"]
         ref = await linked(a, b)
         async with trio.open_nursery() as nursery:
-            for _ in range(20):
+            for _ in range(60):
                 nursery.start_soon(burst, ref)
         await trio.sleep(1)
 

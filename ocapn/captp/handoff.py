@@ -295,7 +295,7 @@ def receive_give(session: Session, envelope: Envelope) -> Vow:
     vow = Vow(node)
     life = node.limits.gift_life
     until = node.now() + (0.0 if node.keeper is None else life)
-    _Fetch(node, session.id, session.key, envelope, vow, until).connect()
+    _Given(node, session.id, session.key, envelope, vow, until).connect()
     if vow.state == PENDING and node.keeper is not None:
         node.keeper.given(vow, session.id, envelope.wire, life)
     return vow
@@ -306,11 +306,11 @@ def resume_give(node: Node, session_id: bytes, key: SessionKey, wire: bytes, vow
     decoded = Decoder(node.limits, OPERATIONS).decode(b"[%b]" % wire)  # by itself it would be no message
     assert isinstance(decoded, list)
     (envelope,) = decoded
-    _Fetch(node, session_id, key, envelope, vow, until).connect()
+    _Given(node, session_id, key, envelope, vow, until).connect()
 
 
 @final
-class _Fetch:
+class _Given:
     """A gift that was given to us, until it is withdrawn from its exporter.
 
     With a keeper he may be on his way back from a restart: he is tried until then, less and less often. Once the

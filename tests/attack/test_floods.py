@@ -13,6 +13,7 @@ import trio
 
 import ocapn
 from ocapn import Backpressure, E, Limits, SessionEnded, is_settled, send_only
+from ocapn.connection import _BATCH
 from tests.conformance.client import Client
 from tests.conformance.encoding import Rec, Sym, answer, encode, obj, own
 from tests.support import trio_test_real
@@ -302,11 +303,11 @@ async def test_reading_stops_and_goes_on(full: str) -> None:
         over = [
             (turns, received)
             for turns, waiting, received in watching.seen
-            if (turns > 100 + 64 if full == "turns" else waiting > (8 << 20) + (1 << 20))
+            if (turns > 100 + _BATCH if full == "turns" else waiting > (8 << 20) + (1 << 20))
         ]
         assert len(over) > 10
         # What was read in the pass in which the promise was resolved, and no more until the queue was short again.
-        assert over[-1][1] - over[0][1] <= 64
+        assert over[-1][1] - over[0][1] <= _BATCH
         assert watching.seen[-1][2] > over[-1][1]
         await client.end()
 

@@ -314,7 +314,7 @@ def test_a_slot_is_in_a_page_or_has_a_row(baggage: Baggage, kind: str) -> None:
 
 
 @trio_test
-async def test_what_can_be_stored_passes_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_can_be_stored_passes_the_check() -> None:
     deep: Any = ()
     with durable.MemoryBaggage() as baggage:
         async with open_peer([MemoryNetlayer(MemoryNetwork(), "a")], baggage=baggage):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import durable
 from durable.errors import NotStorable
 from durable.outbox import pack_frames, unpack_frames
 from durable.pages import PLACES, SIZE, Pages, entries
-from durable.records import MAX_ROW, decode, encode, encode_flat
+from durable.records import decode, encode, encode_flat, encode_row
 from durable.store import number_key
 
 ID = b"s" * 32
@@ -96,9 +97,12 @@ def test_what_is_flat_has_one_encoding(value: Any) -> None:
     assert encode_flat([value]) == encode([value])
 
 
-def test_a_page_has_a_limit() -> None:
-    with pytest.raises(NotStorable, match="too large"):
-        encode_flat([b"x" * MAX_ROW])
+@pytest.mark.parametrize("encode", [encode_flat, encode_row])
+def test_a_row_has_a_limit(encode: Callable[[Any], bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("durable.records.MAX_ROW", 100)
+    assert len(encode([bytes(97)])) == 100
+    with pytest.raises(NotStorable, match="too large: more than 100 bytes"):
+        encode([bytes(98)])
 
 
 @given(st.lists(st.binary(min_size=1), min_size=1))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
 
@@ -56,6 +58,16 @@ def give(giver: ocapn.Peer, *exporters: PeerLocator) -> None:
     giver.pump()
 
 
+@asynccontextmanager
+async def scene() -> AsyncIterator[tuple[Process, ocapn.Peer]]:
+    """A process, and a peer with a session to it that gives gifts."""
+    async with world(check=False) as place:
+        process = await place.process("v").start()
+        async with open_peer([MemoryNetlayer(place.network, "g")]) as giver:
+            await giver.connect(process.peer.locator())
+            yield process, giver
+
+
 def again(process: Process) -> int:
     return len(process.peer.node.gifts._again)
 
@@ -63,38 +75,32 @@ def again(process: Process) -> int:
 def test_he_is_tried_less_and_less_often(dials: Counter[str]) -> None:
     @trio_test
     async def run() -> None:
-        async with world(check=False) as place:
-            v = await place.process("v").start()
-            async with open_peer([MemoryNetlayer(place.network, "g")]) as giver:
-                await giver.connect(v.peer.locator())
-                give(giver, PeerLocator("memory", "x"))
-                times = []
-                seen = 0
-                for second in range(700):
-                    await trio.sleep(1)
-                    if dials["x"] > seen:
-                        seen = dials["x"]
-                        times.append(second)
-                assert again(v) == 0
-                assert v.disk.scan("turn") == []
-                gaps = [later - sooner for sooner, later in itertools.pairwise(times)]
-                assert 5 <= len(gaps) <= 8
-                assert all(later >= 1.5 * sooner for sooner, later in itertools.pairwise(gaps))
+        async with scene() as (v, giver):
+            give(giver, PeerLocator("memory", "x"))
+            times = []
+            seen = 0
+            for second in range(700):
+                await trio.sleep(1)
+                if dials["x"] > seen:
+                    seen = dials["x"]
+                    times.append(second)
+            assert again(v) == 0
+            assert v.disk.scan("turn") == []
+            gaps = [later - sooner for sooner, later in itertools.pairwise(times)]
+            assert 5 <= len(gaps) <= 8
+            assert all(later >= 1.5 * sooner for sooner, later in itertools.pairwise(gaps))
 
     run()
 
 
-def test_a_transport_that_this_peer_does_not_have_is_not_tried_again(dials: Counter[str]) -> None:
+def test_a_transport_that_this_peer_does_not_have_is_not_tried_again() -> None:
     @trio_test
     async def run() -> None:
-        async with world(check=False) as place:
-            v = await place.process("v").start()
-            async with open_peer([MemoryNetlayer(place.network, "g")]) as giver:
-                await giver.connect(v.peer.locator())
-                give(giver, PeerLocator("onion", "x"))
-                await trio.sleep(1)
-                assert again(v) == 0
-                assert v.disk.scan("turn") == []
+        async with scene() as (v, giver):
+            give(giver, PeerLocator("onion", "x"))
+            await trio.sleep(1)
+            assert again(v) == 0
+            assert v.disk.scan("turn") == []
 
     run()
 

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 import ocapn
+from durable import inspection
 from durable.records import decode
 from ocapn import E, send_only
 from ocapn.limits import Limits
@@ -244,3 +245,37 @@ async def test_where_a_peer_says_it_is_when_it_resumes_is_kept() -> None:
         await a.peer.settled()
         ((_, row),) = a.disk.scan("session")
         assert decode(row)[2][2] == {"port": "2"}
+
+
+@pytest.mark.parametrize("acknowledged", [0, 1, 2, 3])
+@trio_test
+async def test_frames_of_one_row_that_are_acknowledged_in_part(acknowledged: int) -> None:
+    async with world(check=False) as place:
+        a, b = await place.process("a").start(), await place.process("b").start()
+        ref = await linked(a, b)
+        await agreed(a, b)
+        await trio.sleep(20)
+        b.crash()
+        await trio.sleep(1)
+        (session,) = a.peer.sessions
+        frames = session._core.frames
+        assert frames is not None
+        assert not frames.kept
+        with inside(a):
+            for number in range(3):
+                send_only(ref).note(number)
+        await a.peer.settled()
+        assert len(a.disk.scan("outbox")) == 1
+        kept = [message for message, _ in frames.kept]
+        frames.acknowledge(frames.acked + acknowledged)
+        a.peer.node.touch(session._core)
+        await a.peer.settled()
+        assert len(a.disk.scan("outbox")) == (acknowledged < 3)
+        inspection.check(a.disk)
+        before = frames.sent, frames.acked, frames.sent_digest
+        await a.again()
+        (session,) = a.peer.sessions
+        frames = session._core.frames
+        assert frames is not None
+        assert [message for message, _ in frames.kept] == kept[acknowledged:]
+        assert (frames.sent, frames.acked, frames.sent_digest) == before
