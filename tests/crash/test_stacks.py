@@ -1,6 +1,6 @@
 """Two whole stacks, crashed at the boundaries of what both stores write and sync.
 
-The life of the first test has nearly 3,500 boundaries. It is crashed at each sync, and at two of three of the others:
+The life of the first test has some 3,300 boundaries. It is crashed at each sync, and at four of five of the others:
 all would take four minutes. The ways of the two sides to lose writes go round; what they leave is not tried
 again if it was since something was last shown. `python -m tests.crash --stacks` has lives of which every boundary is
 crashed, in four ways each.
@@ -52,7 +52,7 @@ def test_a_crash_of_both_at_each_sync_and_most_writes(place: Path) -> None:
     chosen = [
         (upto, promise)
         for number, (upto, promise) in enumerate(boundaries(disk))
-        if number % 3 or follows_a_sync(disk, upto)
+        if number % 5 or follows_a_sync(disk, upto)
     ]
     for found in crash_both(
         disk, place / "after", lambda number: [PAIRS[number % len(PAIRS)]], points=chosen
