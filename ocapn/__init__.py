@@ -20,10 +20,12 @@ from ocapn.errors import (
     RemoteProtocolError,
     RolledBack,
     SessionEnded,
+    SessionExpired,
     SessionLost,
     TooBusy,
     WrongContext,
 )
+from ocapn.leases import Lease
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator, SturdyRef, parse_uri
 from ocapn.model.values import Null, NullType, Symbol, Tagged, equal
@@ -31,6 +33,7 @@ from ocapn.netlayers.memory import MemoryNetlayer, MemoryNetwork
 from ocapn.netlayers.tcp_testing import TcpTestingNetlayer
 from ocapn.netlayers.unix import UnixNetlayer
 from ocapn.peer import Peer, Policy, open_peer
+from ocapn.policies import Reconnect
 from ocapn.promise import (
     E,
     Promise,
@@ -45,6 +48,7 @@ from ocapn.promise import (
 )
 from ocapn.references import Ref, Target, method, target
 from ocapn.sessions import Session, SessionEvent
+from ocapn.supervision import ConnectionEvent, ConnectionSnapshot, SupervisedConnection
 
 __version__ = "0.1.0"
 
@@ -53,10 +57,13 @@ __all__ = [
     "Backpressure",
     "BadLocator",
     "ConnectFailed",
+    "ConnectionEvent",
+    "ConnectionSnapshot",
     "DecodeError",
     "Disconnected",
     "E",
     "Introduction",
+    "Lease",
     "Limits",
     "MemoryNetlayer",
     "MemoryNetwork",
@@ -71,6 +78,7 @@ __all__ = [
     "PeerRestarted",
     "Policy",
     "Promise",
+    "Reconnect",
     "Ref",
     "RemoteError",
     "RemoteProtocolError",
@@ -79,8 +87,10 @@ __all__ = [
     "Session",
     "SessionEnded",
     "SessionEvent",
+    "SessionExpired",
     "SessionLost",
     "SturdyRef",
+    "SupervisedConnection",
     "Symbol",
     "Tagged",
     "Target",

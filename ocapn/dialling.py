@@ -6,12 +6,13 @@ The first until there is a session, or it is known why there is none; the second
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, final
+from typing import Final, Protocol, final
 
 import trio
 
-from ocapn.captp.handshake import Crossed, Handshake, State
+from ocapn.captp.handshake import Crossed, Handshake, State, is_lasting
 from ocapn.captp.resume import KEPT, Refusal
 from ocapn.captp.session import Session as CoreSession
 from ocapn.codec.operations import Form
@@ -19,21 +20,16 @@ from ocapn.connection import Connection, Owner
 from ocapn.errors import Aborted, BadLocator, ConnectFailed, Disconnected, OCapNError, shown
 from ocapn.model.locators import PeerLocator
 from ocapn.netlayers.base import Netlayer
+from ocapn.policies import Reconnect
 
 log: Final = logging.getLogger("ocapn.session")
 
 #: How long a dial that the other side ended may wait for the session of crossed hellos, seconds.
 _CROSSING: Final = 2.0
-#: Between attempts to resume a session: seconds at first, and at most; each is twice the last, less up to half of it.
-_REDIAL: Final = (0.1, 30.0)
+#: How the peer of a session that was cut is dialled, if nobody has said.
+_USUAL: Final = Reconnect()
 #: A peer that does not know a session may be another at its address, unless it is so for long: times, seconds.
 _UNKNOWN: Final = (3, 600.0)
-
-
-def _backoff(attempts: int, random: Callable[[int], bytes]) -> float:
-    first, most = _REDIAL
-    delay: float = min(most, first * 2.0 ** min(attempts, 30))
-    return delay * (0.5 + int.from_bytes(random(2), "big") / (1 << 17))
 
 
 _LOST: Final = {
@@ -49,6 +45,18 @@ def _lost(reason: str, ours: bool) -> str:
         return _LOST[reason]
     who = "the peer has" if (reason == "you-rolled-back") == ours else "this peer has"
     return f"{who} lost what it had committed, as if from an old backup"
+
+
+class Supervisor(Protocol):
+    """Who keeps a session with a peer."""
+
+    policy: Reconnect
+
+    def arrived(self) -> None:
+        """There is a session with the peer."""
+
+    def failed(self, error: OCapNError, attempt: int, delay: float) -> None:
+        """An attempt to resume the session has failed; the next waits for `delay` seconds, or never comes."""
 
 
 @final
@@ -82,11 +90,13 @@ def _forgotten(unknown: Sequence[float]) -> bool:
 class _Wanted:
     """A session that somebody waits for, and the dial that is under way."""
 
-    __slots__ = ("callbacks", "settled")
+    __slots__ = ("callbacks", "scope", "settled")
 
     def __init__(self) -> None:
         self.callbacks: list[Callable[[CoreSession | OCapNError], None]] = []
         self.settled = trio.Event()
+        #: Of the dial; cancelled when nobody waits for it any more.
+        self.scope = trio.CancelScope()
 
     def settle(self, result: CoreSession | OCapNError) -> None:
         self.settled.set()
@@ -119,6 +129,8 @@ class Dialler:
         self._attempts: dict[CoreSession, set[Connection]] = {}  # connections that a session may resume on
         self._redials: dict[CoreSession, _Redial] = {}  # suspended sessions
         self._wanted: dict[PeerLocator, _Wanted] = {}
+        #: Who keeps sessions, by the location of their peer.
+        self.supervisors: dict[PeerLocator, Supervisor] = {}
         self._nursery: trio.Nursery | None = None
         self._closing = False
 
@@ -150,8 +162,7 @@ class Dialler:
         """A session with `locator`, told to `callback`: at once, or when it is there."""
         session = self._peer.node.session_with(locator)
         if session is not None:
-            if session in self._redials:
-                self._redials[session].hurry.set()
+            self.hurry(session)
             callback(session)
             return
         if self._closing:
@@ -164,8 +175,24 @@ class Dialler:
                 self._nursery.start_soon(self._dial, locator)
         wanted.callbacks.append(callback)
 
+    def session_now(self, locator: PeerLocator) -> CoreSession | None:
+        """The session with a peer, live or suspended, if there is one."""
+        return self._peer.node.session_with(locator)
+
+    def hurry(self, session: CoreSession) -> None:
+        """Somebody wants the session: if it is suspended, its peer is dialled at once."""
+        if session in self._redials:
+            self._redials[session].hurry.set()
+
+    def fraction(self) -> float:
+        """A random number from 0 up to 1."""
+        return int.from_bytes(self._peer.node.random(4), "big") / (1 << 32)
+
     async def session_with(self, locator: PeerLocator) -> CoreSession:
-        """The session with a peer; dials if there is none. Raises ConnectFailed, BadLocator, SessionEnded."""
+        """The session with a peer; dials if there is none. Raises ConnectFailed, BadLocator, SessionEnded.
+
+        If all who waited for it are cancelled, so is the dial.
+        """
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._peer.node.is_own(locator):
             raise ConnectFailed("that is this peer itself", lasting=True)
@@ -177,7 +204,16 @@ class Dialler:
             done.set()
 
         self.connect(locator, callback)
-        await done.wait()
+        try:
+            await done.wait()
+        except trio.Cancelled:
+            wanted = self._wanted.get(locator)
+            if wanted is not None and callback in wanted.callbacks:
+                wanted.callbacks.remove(callback)
+                if not wanted.callbacks:
+                    del self._wanted[locator]
+                    wanted.scope.cancel()
+            raise
         result = results[0]
         if isinstance(result, OCapNError):
             raise result
@@ -191,6 +227,9 @@ class Dialler:
         for other in self._attempts.pop(session, ()):
             if other is not connection:
                 other.attempt.cancel()
+        supervisor = self.supervisors.get(session.location)
+        if supervisor is not None:
+            supervisor.arrived()
         wanted = self._wanted.pop(session.location, None)
         if wanted is None:
             return False
@@ -199,20 +238,25 @@ class Dialler:
 
     async def _dial(self, locator: PeerLocator) -> None:
         """Dials until there is a session, or says why there is none."""
-        if locator in self._peer.node.sessions:
+        wanted = self._wanted.get(locator)
+        if wanted is None:
             return  # it came in before this task began; who wanted it was told
         try:
-            connection = await self._dialled(locator)
+            with wanted.scope:
+                connection = await self._dialled(locator)
+            if wanted.scope.cancelled_caught:
+                return
         except OCapNError as error:
-            wanted = self._wanted.get(locator)
-            if wanted is not None and isinstance(error, (Aborted, Crossed, Disconnected)):
+            if self._wanted.get(locator) is wanted and isinstance(error, (Aborted, Crossed, Disconnected)):
                 # It may have lost to a connection from the other side that is on its way (crossed hellos).
                 with trio.move_on_after(_CROSSING):
                     await wanted.settled.wait()
-            if wanted is not None and self._wanted.get(locator) is wanted:
+            if self._wanted.get(locator) is wanted:
                 del self._wanted[locator]
                 if not isinstance(error, (ConnectFailed, BadLocator)):
-                    error = ConnectFailed(f"no session with {locator.uri}: {error}")
+                    error = ConnectFailed(
+                        f"no session with {locator.uri}: {error}", lasting=is_lasting(error)
+                    )
                 wanted.settle(error)
                 self._peer.pump()
             return
@@ -304,7 +348,7 @@ class Dialler:
                     log.info("resume of the session with %s: %s", shown(session.location.uri), shown(error))
                     redial.hurry = trio.Event()
                     redial.attempts += 1
-                    delay = _backoff(redial.attempts, self._peer.node.random)
+                    delay = self._delay(session, redial, error)
                 else:
                     del self._redials[session]
                     await connection.run()
@@ -313,6 +357,18 @@ class Dialler:
             if self._redials.get(session) is redial:
                 del self._redials[session]
         self._forget(session)
+
+    def _delay(self, session: CoreSession, redial: _Redial, error: OCapNError) -> float:
+        """How long the next attempt waits after one that has failed: infinitely, until somebody wants the session."""
+        supervisor = self.supervisors.get(session.location)
+        policy = _USUAL if supervisor is None else supervisor.policy
+        attempts = redial.attempts
+        delay = policy.delay(attempts, self.fraction())
+        if math.isinf(delay):
+            redial.attempts = 0
+        if supervisor is not None:
+            supervisor.failed(error, attempts, delay)
+        return delay
 
     async def _resumed(self, session: CoreSession, *, first: bool) -> Connection:
         """Resumes a session on a new connection. Raises OCapNError."""

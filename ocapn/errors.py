@@ -8,6 +8,7 @@
     ├── SessionEnded          the session is over, and with it the reference or the answer
     │   ├── Aborted           the other peer ended it with op:abort; `reason` is what it said
     │   ├── Disconnected      the connection ended without op:abort
+    │   ├── SessionExpired    its time was over, and nobody renewed it
     │   └── SessionLost       a durable session cannot go on; says what was delivered
     │       └── RolledBack    one of the two peers has lost what it had committed
     ├── Backpressure          the outbox of the session is full
@@ -72,6 +73,10 @@ class Aborted(SessionEnded):
 
 class Disconnected(SessionEnded):
     """The connection ended, or fell silent, without `op:abort`."""
+
+
+class SessionExpired(SessionEnded):
+    """The time of the session was over and it was not renewed: this was not sent, or is not answered."""
 
 
 class SessionLost(SessionEnded):

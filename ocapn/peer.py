@@ -12,7 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import CoroutineType
-from typing import Any, Final, Literal, cast, final, get_args
+from typing import Any, Final, Literal, cast, final, get_args, overload
 
 import trio
 
@@ -28,14 +28,17 @@ from ocapn.codec.operations import form_of
 from ocapn.commits import Commits
 from ocapn.connection import Connection, Wakeup
 from ocapn.dialling import Dialler
-from ocapn.errors import OCapNError, RemoteError, fresh, shown
+from ocapn.errors import ConnectFailed, OCapNError, RemoteError, fresh, shown
+from ocapn.leases import Lease, Tenure
 from ocapn.limits import Limits
 from ocapn.methods import Methods
 from ocapn.model.locators import PeerLocator, SturdyRef
 from ocapn.netlayers.base import Channel, Listener, Netlayer
+from ocapn.policies import Reconnect
 from ocapn.promise import Promise
 from ocapn.references import Ref, Target, current_node
 from ocapn.sessions import Session
+from ocapn.supervision import SupervisedConnection
 
 netlayer_log: Final = logging.getLogger("ocapn.netlayer")
 
@@ -64,6 +67,7 @@ class Peer:
         durables: Mapping[PeerLocator, Policy],
         authenticate: Callable[[Introduction], bool] | None,
         baggage: Baggage | None,
+        lease: Lease | None,
     ) -> None:
         self.limits = limits
         self._netlayers = {netlayer.transport: netlayer for netlayer in netlayers}
@@ -103,6 +107,9 @@ class Peer:
         self._methods = Methods(self._node, limits, self._publics, baggage is not None, self.pump)
         self._commits: Commits | None = None
         self._restored = False
+        self._lease = lease
+        self._tenures: dict[Session, Tenure] = {}
+        self._connected: dict[PeerLocator, SupervisedConnection] = {}
         if baggage is not None:
             keeper = self._node.keeper = baggage.keeper(self._node)
             self._commits = Commits(self._node, keeper, self._flush)
@@ -160,14 +167,55 @@ class Peer:
         self._show()  # this task waits next: nothing is gained by another pass of the loop
         return await cast(Promise, question.handle())
 
-    async def connect(self, locator: PeerLocator | str) -> Session:
-        """The session with a peer; dials if there is none. Raises ConnectFailed, BadLocator, SessionEnded."""
+    @overload
+    async def connect(self, locator: PeerLocator | str) -> Session: ...
+    @overload
+    async def connect(self, locator: PeerLocator | str, policy: Reconnect) -> SupervisedConnection: ...
+    async def connect(
+        self, locator: PeerLocator | str, policy: Reconnect | None = None
+    ) -> Session | SupervisedConnection:
+        """The session with a peer; dials if there is none. Raises ConnectFailed, BadLocator, SessionEnded.
+
+        With a `policy` it is kept from now on, until the application disconnects: returns at once what keeps it, which
+        is the same for all who ask with the same policy. Raises ValueError if it is kept with another policy, or if the
+        peer is this one.
+        """
         if isinstance(locator, str):
             locator = PeerLocator.parse(locator)
+        if policy is not None:
+            await trio.lowlevel.checkpoint()
+            return self._supervise(locator, policy)
         session = await self._dialler.session_with(locator)
         if session.ended is not None:  # it came, and went before this task ran
             raise fresh(session.ended)
         return self.public(session)
+
+    def _supervise(self, locator: PeerLocator, policy: Reconnect) -> SupervisedConnection:
+        if self._node.is_own(locator):
+            raise ValueError("that is this peer itself")
+        if self._closing or self._service is None:
+            raise ConnectFailed("this peer is closing")
+        connection = self._connected.get(locator)
+        if connection is not None and connection.status != "disconnected":
+            if connection.policy != policy:
+                raise ValueError(f"{locator.uri} is kept with another policy: disconnect that first")
+            return connection
+        connection = self._connected[locator] = SupervisedConnection(self, self._dialler, locator, policy)
+        self._dialler.supervisors[locator] = connection
+        self._service.start_soon(self._keep, connection)
+        return connection
+
+    async def _keep(self, connection: SupervisedConnection) -> None:
+        try:
+            await connection.run()
+        finally:
+            if self._connected.get(connection.peer) is connection:
+                del self._connected[connection.peer], self._dialler.supervisors[connection.peer]
+
+    @property
+    def connections(self) -> list[SupervisedConnection]:
+        """Those that are kept: until they are disconnected."""
+        return list(self._connected.values())
 
     def locator(self, transport: str | None = None) -> PeerLocator:
         """The locator of this peer over a transport; over the first that listens, or the first, by default.
@@ -280,6 +328,9 @@ class Peer:
     def _invoke(self, turn: Turn) -> object:
         target = turn.target
         assert isinstance(target, Target)
+        source = turn.source
+        if source is not None and source.gate is not None:
+            source.gate.used = trio.current_time()
         result = target._ocapn_call(turn.args)
         kind = type(result)
         if result is None or kind is int or kind is str or kind is bool:
@@ -327,13 +378,39 @@ class Peer:
         public = self._publics.get(session)
         if public is None:
             public = self._publics[session] = Session(session)
+            self.limit(public, self._lease_with(session.location))
         return public
+
+    def _lease_with(self, location: PeerLocator) -> Lease | None:
+        connection = self._connected.get(location)
+        return self._lease if connection is None else connection.policy.lease or self._lease
+
+    def limit(self, public: Session, lease: Lease | None) -> None:
+        """The session may be used as long as the lease says; None: as it was."""
+        if lease is None or public.ended is not None:
+            return
+        tenure = self._tenures.get(public)
+        if tenure is not None:
+            tenure.change(lease)
+            return
+        tenure = public.tenure = self._tenures[public] = Tenure(public, lease)
+        if self._service is not None:
+            self._service.start_soon(self._watch_over, public, tenure)
 
     def _status(self, session: CoreSession) -> None:
         """A session was cut, has resumed or has ended: who listens is told, once that is committed."""
         public = self._publics.get(session)
         if public is not None:
             self._node.event(public.tell)
+
+    async def _watch_over(self, public: Session, tenure: Tenure) -> None:
+        await tenure.run()
+        del self._tenures[public]
+
+    def reads(self, session: CoreSession) -> bool:
+        """Whether what its peer sends is read: not while turns are behind."""
+        connection = self._connections.get(session)
+        return connection is not None and connection not in self.paused
 
     def connection_of(self, session: CoreSession) -> Connection | None:
         """The connection that a session has."""
@@ -422,6 +499,8 @@ class Peer:
                     service.start_soon(self._garbage_loop)
                     if self._commits is not None:
                         service.start_soon(self._commits.run)
+                    for public, tenure in self._tenures.items():  # those that the baggage has brought back
+                        service.start_soon(self._watch_over, public, tenure)
                     self._dialler.run_in(service)
                     for netlayer, listener in self._listeners:
                         service.start_soon(self._accept_loop, netlayer, listener)
@@ -479,6 +558,8 @@ class Peer:
         self._closing = True
         self._node.leaving = True
         self._dialler.stop()
+        for kept in self.connections:
+            kept.stop()
         try:
             with (
                 trio.CancelScope(shield=True),
@@ -542,6 +623,7 @@ async def open_peer(
     durables: Mapping[PeerLocator, Policy] | None = None,
     authenticate: Callable[[Introduction], bool] | None = None,
     baggage: Baggage | None = None,
+    lease: Lease | None = None,
 ) -> AsyncIterator[Peer]:
     """Runs a peer for as long as the block: `async with ocapn.open_peer(netlayers=[...]) as peer:`.
 
@@ -553,7 +635,8 @@ async def open_peer(
     when asked, "accept" only accepts, "never" does neither; `durables` says so for single peers (spec/resume.md).
     `authenticate` is asked whether a peer may begin, or resume, a session. With a `baggage` (`durable.open_baggage`)
     durable sessions survive the process too: they, and what is kept of durable objects, are there again when the peer
-    is opened with it again. It belongs to one peer at a time.
+    is opened with it again. It belongs to one peer at a time. `lease` bounds how long sessions may be used, whoever
+    began them, and says who may renew them (spec/supervision.md).
 
     On leaving, sessions end with op:abort after what is queued was flushed (at most `limits.closing` seconds), then
     running methods are cancelled.
@@ -572,7 +655,15 @@ async def open_peer(
         if policy not in get_args(Policy):
             raise ValueError(f"durable is one of {', '.join(get_args(Policy))}, not {policy!r}")
     peer = Peer(
-        netlayers, limits or Limits(), dialect, dialects or {}, durable, durables or {}, authenticate, baggage
+        netlayers,
+        limits or Limits(),
+        dialect,
+        dialects or {},
+        durable,
+        durables or {},
+        authenticate,
+        baggage,
+        lease,
     )
     block: BaseException | None = None
     beside: BaseException | None = None

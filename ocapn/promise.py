@@ -21,12 +21,15 @@ from ocapn.captp.delivery import (
     RefHandle,
     RemoteVow,
     Selection,
+    Sent,
     Vow,
     Waiting,
     broken,
     crossing,
     error_of,
+    held_back,
 )
+from ocapn.captp.gate import Held
 from ocapn.captp.node import Node
 from ocapn.captp.passing import copy_args, copy_passable, copy_result, describe
 from ocapn.codec.operations import GET, INDEX, UNTAG
@@ -95,9 +98,29 @@ def _send(receiver: object, args: list[object], named: bool = False) -> Promise:
             answer = _send_to_vow(cast(PromiseHandle, receiver)._vow.end(), args)
     except NotPassable as error:
         raise _explained(error, args, named, node) from None
+    except Held as held:
+        answer = _held(held, receiver, Message(copy_args(args, node.limits), Vow(node), None))
     except (SessionEnded, Backpressure, TooBusy) as error:
         answer = broken(node, error)
     return cast(Promise, answer.handle())
+
+
+def _held(held: Held, receiver: object, item: Sent) -> Vow:
+    """The answer to what is sent once the session is renewed."""
+    answer = item.answer
+    assert answer is not None
+    failure = held_back(held, item, _vow_of(receiver))
+    return answer if failure is None else broken(answer.node, failure)
+
+
+def _vow_of(receiver: object) -> Vow:
+    """What a message to a promise or a reference waits on."""
+    if isinstance(receiver, PromiseHandle):
+        return receiver._vow.end()
+    assert isinstance(receiver, RefHandle)
+    vow = Vow(receiver._import.session.node)
+    vow.resolve(receiver)
+    return vow
 
 
 def _send_to_vow(vow: Vow, args: list[object]) -> Vow:
@@ -132,6 +155,10 @@ def _send_only(receiver: object, args: list[object], named: bool = False) -> Non
                 vow.add(Message(copy_args(args, node.limits), None, None))
     except NotPassable as error:
         raise _explained(error, args, named, node) from None
+    except Held as held:
+        failure = held_back(held, Message(copy_args(args, node.limits), None, None), _vow_of(receiver))
+        if failure is not None:
+            raise failure from None
     except SessionEnded as error:
         raise fresh(error) from None
 
@@ -390,6 +417,8 @@ def _part(receiver: object, kind: int, key: str | int) -> Promise:
         else:
             answer = Vow(node)
             vow.add(Selection(kind, key, answer))
+    except Held as held:
+        answer = _held(held, receiver, Selection(kind, key, Vow(node)))
     except (SessionEnded, Backpressure, TooBusy) as error:
         answer = broken(node, error)
     return cast(Promise, answer.handle())

@@ -6,26 +6,26 @@ A `Session` outlasts the connections of its session, and is the same one whateve
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Literal, final
+from typing import Literal, Protocol, final
 
 import attrs
 import trio
 
 from ocapn.captp.session import Session as CoreSession
 from ocapn.errors import SessionEnded, fresh
+from ocapn.listeners import Listeners
 from ocapn.model.locators import PeerLocator
 from ocapn.promise import waited
 from ocapn.trace import Tracer
 
-Status = Literal["live", "suspended", "ended"]
-#: Events that one listener may leave unread; of more it learns how many.
-_EVENTS: Final = 64
+Status = Literal["live", "suspended", "expired", "ended"]
 
 
 @final
 @attrs.frozen
 class SessionEvent:
-    """A session was cut (`suspended`), has resumed (`live`) or is over (`ended`, and why).
+    """A session was cut (`suspended`), has resumed or was renewed (`live`), its time is over (`expired`), or all of it
+    is (`ended`, and why).
 
     `missed` counts the events before it that this listener was too slow for.
     """
@@ -35,41 +35,32 @@ class SessionEvent:
     missed: int
 
 
-@final
-class _Listener:
-    """One that listens to the events of a session."""
+class Renewable(Protocol):
+    """The time of a session."""
 
-    __slots__ = ("missed", "send")
+    #: To be set when the session has ended.
+    over: trio.Event
 
-    def __init__(self, send: trio.MemorySendChannel[SessionEvent]) -> None:
-        self.send = send
-        self.missed = 0
-
-    def tell(self, status: Status, why: SessionEnded | None) -> bool:
-        """Whether it still listens."""
-        try:
-            self.send.send_nowait(SessionEvent(status, why, self.missed))
-        except trio.WouldBlock:
-            self.missed += 1
-        except trio.BrokenResourceError:
-            return False
-        else:
-            self.missed = 0
-        return True
+    def renew(self) -> None:
+        """It begins again."""
 
 
 @final
 class Session:
     """A session with another peer, for applications that want to know: `peer.sessions`."""
 
-    __slots__ = ("_core", "_listeners", "_room", "methods")
+    __slots__ = ("_core", "_listeners", "_room", "left", "methods", "tenure")
 
     def __init__(self, core: CoreSession) -> None:
         self._core = core
-        self._listeners: list[_Listener] = []
+        self._listeners = Listeners[SessionEvent]()
         self._room = trio.Event()
         #: The running `async` methods that the other peer called. They may outlive the session.
         self.methods: set[trio.CancelScope] = set()
+        #: Its time, if that is bounded.
+        self.tenure: Renewable | None = None
+        #: Whether it was the application here that has ended it.
+        self.left = False
 
     @property
     def location(self) -> PeerLocator:
@@ -101,10 +92,14 @@ class Session:
 
     @property
     def status(self) -> Status:
-        """`suspended`: a durable session that was cut, and waits for a connection to go on."""
+        """`suspended`: a durable session that was cut, and waits for a connection to go on. `expired`: what is sent
+        waits for the session to be renewed.
+        """
         core = self._core
         if core.ended is not None:
             return "ended"
+        if core.gate is not None and core.gate.closed:
+            return "expired"
         return "live" if core.attached else "suspended"
 
     def end(self, reason: str = "session ended") -> None:
@@ -112,7 +107,22 @@ class Session:
 
         The peer of a suspended session learns it when it tries to resume.
         """
+        self.left = self.left or self._core.ended is None
         self._core.abort(reason)  # the peer is woken; a pump here would run turns in the caller's stack
+
+    def renew(self) -> None:
+        """The session may be used for as long as its lease says, from now. What waits for that is sent.
+
+        Raises RuntimeError if its time is not bounded. Does nothing once the session has ended.
+        """
+        if self.tenure is None:
+            raise RuntimeError("the session has no lease: it lasts until somebody ends it")
+        self.tenure.renew()
+
+    @property
+    def waiting(self) -> int:
+        """How many messages wait for the session to be renewed."""
+        return 0 if self._core.gate is None else len(self._core.gate)
 
     async def writable(self) -> None:
         """Waits until the outbox has room for application messages. Raises SessionEnded."""
@@ -130,26 +140,25 @@ class Session:
 
         Any number may listen; nobody who is slow holds up the session. Ends after `ended`, and with the peer.
         """
-        send, receive = trio.open_memory_channel[SessionEvent](_EVENTS)
         if self._core.ended is None:
-            self._listeners.append(_Listener(send))
-        else:
-            send.send_nowait(SessionEvent("ended", self._core.ended, 0))
-            send.close()
+            return self._listeners.listen()
+        send, receive = trio.open_memory_channel[SessionEvent](1)
+        send.send_nowait(SessionEvent("ended", self._core.ended, 0))
+        send.close()
         return receive
 
     def tell(self) -> None:
         """The status has changed."""
         status, why = self.status, self._core.ended
-        self._listeners = [one for one in self._listeners if one.tell(status, why)]
+        self._listeners.tell(lambda missed: SessionEvent(status, why, missed))
         if why is not None:
             self.tell_no_more()
 
     def tell_no_more(self) -> None:
         """The session is over, or its peer is closed."""
-        for listener in self._listeners:
-            listener.send.close()
-        self._listeners.clear()
+        self._listeners.close()
+        if self.tenure is not None:
+            self.tenure.over.set()
 
     def make_room(self) -> None:
         """Something has left the outbox, or the session is over: wakes who waits, if that is enough."""

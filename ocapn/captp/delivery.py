@@ -22,6 +22,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref as weakref
 
+from ocapn.captp.gate import Held
 from ocapn.codec.operations import ANSWER, GET, INDEX
 from ocapn.errors import OCapNError, PassableError, RemoteError, fresh
 from ocapn.model.values import Tagged
@@ -191,7 +192,7 @@ class Message(Sent):
                 return
             if isinstance(value, RefHandle):
                 slot = value._import
-                self._pass_on(slot.session, slot.recipient)
+                self._pass_on(vow, slot.session, slot.recipient)
                 return
             value = RemoteError("the promise became data, which takes no messages")
         assert isinstance(value, BaseException)
@@ -203,9 +204,9 @@ class Message(Sent):
     def forward(self, vow: RemoteVow) -> None:
         if self.let_go() != _DROPPED:
             vow.used = True
-            self._pass_on(vow.session, vow.recipient)
+            self._pass_on(vow, vow.session, vow.recipient)
 
-    def _pass_on(self, session: Session, recipient: bytes) -> None:
+    def _pass_on(self, vow: Vow, session: Session, recipient: bytes) -> None:
         answer = self.answer
         # What other peers send on must not end a session whose peer reads slowly: it meets Backpressure.
         forwarded = self.source is None
@@ -215,10 +216,12 @@ class Message(Sent):
             else:
                 answer.resolve(session.deliver(recipient, self.args, forwarded=forwarded).handle())
         except OCapNError as error:
-            if answer is None:
-                session.node.log_lost(error, self.source)
-            else:
-                answer.break_with(error)
+            failure = held_back(error, self, vow)
+            if failure is not None:
+                if answer is None:
+                    session.node.log_lost(failure, self.source)
+                else:
+                    answer.break_with(failure)
 
 
 class Selection(Sent):
@@ -255,7 +258,20 @@ class Selection(Sent):
         try:
             answer.resolve(vow.session.select(vow.recipient, self.kind, self.key).handle())
         except OCapNError as error:
-            answer.break_with(error)
+            failure = held_back(error, self, vow)
+            if failure is not None:
+                answer.break_with(failure)
+
+
+def held_back(error: OCapNError, item: Sent, vow: Vow) -> OCapNError | None:
+    """`item`, sent to `vow`, has met `error`: what it fails with, None if it waits for the session to be renewed."""
+    if isinstance(error, Held):
+        try:
+            error.gate.hold(item, vow)
+        except OCapNError as full:
+            return full
+        return None
+    return error
 
 
 def select(value: object, kind: int, key: str | int) -> object:

@@ -30,13 +30,25 @@ from ocapn.captp.session import Session
 from ocapn.codec.operations import OPERATIONS, Abort, Form, StartSession, write_abort, write_start_session
 from ocapn.codec.syrup import Decoder, Encoder
 from ocapn.crypto import SessionKey, location_message, public_id, verify
-from ocapn.errors import Aborted, RemoteProtocolError
+from ocapn.errors import Aborted, OCapNError, RemoteProtocolError
 from ocapn.model.locators import PeerLocator
 
 if TYPE_CHECKING:
     from ocapn.captp.node import Node
 
 VERSION: Final = "1.0"
+_OTHER_VERSION: Final = "the version is "
+_UNWANTED: Final = "this peer does not want a session with that peer"
+
+
+def is_lasting(error: OCapNError) -> bool:
+    """Whether a connection that has failed so shows that others to the same peer will fail as well.
+
+    What a peer of another implementation says with op:abort is not known to.
+    """
+    if isinstance(error, Aborted):
+        return error.reason == _UNWANTED or error.reason.startswith(_OTHER_VERSION)
+    return isinstance(error, Refused) and error.lasting
 
 
 class State(Enum):
@@ -73,7 +85,14 @@ TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
 
 
 class Refused(RemoteProtocolError):
-    """The connection does not become a session; the text is the reason for op:abort."""
+    """The connection does not become a session; the text is the reason for op:abort.
+
+    `lasting`: nor will another to the same peer, as it is.
+    """
+
+    def __init__(self, reason: str, *, lasting: bool = False) -> None:
+        super().__init__(reason)
+        self.lasting = lasting
 
 
 class Crossed(Refused):
@@ -145,10 +164,12 @@ class Handshake:
         if not isinstance(operation, StartSession):
             raise Refused("the first message of a connection is op:start-session")
         if operation.version != VERSION:
-            raise Refused(f"the version is {operation.version[:40]!r}, and this peer speaks {VERSION!r}")
+            raise Refused(
+                f"{_OTHER_VERSION}{operation.version[:40]!r}, and this peer speaks {VERSION!r}", lasting=True
+            )
         location = operation.location
         if not verify(operation.public_key, location_message(location), operation.signature):
-            raise Refused("the signature of the location is not by the session key")
+            raise Refused("the signature of the location is not by the session key", lasting=True)
         if operation.public_key == self.key.public_key:
             raise Refused("this is our own session key")
         if self._node.is_own(location):
@@ -156,9 +177,9 @@ class Handshake:
         if self._node.knows_key(operation.public_key):
             raise Refused("the session key is that of another session")
         if self.dialled is not None and location != self.dialled:
-            raise Refused(f"{self.dialled.uri} was dialled, and {location.uri} answered")
+            raise Refused(f"{self.dialled.uri} was dialled, and {location.uri} answered", lasting=True)
         if self.authenticated is not None and location.designator != self.authenticated:
-            raise Refused("the location is not the one that the netlayer authenticated")
+            raise Refused("the location is not the one that the netlayer authenticated", lasting=True)
         return operation
 
     def judge(self, start: StartSession, now: float) -> Session:
@@ -187,7 +208,7 @@ class Handshake:
             dial.drop("crossed hellos: the other connection is the session")
         authenticated = self.authenticated is not None
         if not node.authenticate(Introduction(location, start.public_key, False, authenticated)):
-            raise Refused("this peer does not want a session with that peer")
+            raise Refused(_UNWANTED, lasting=True)
         if self.dialled is None:
             self._send_start()
         self._step(Event.ACCEPTED)

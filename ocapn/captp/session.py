@@ -20,6 +20,7 @@ from ocapn.captp.delivery import (
     crossing,
 )
 from ocapn.captp.frames import DURABLE_SESSION, Agreement, Frames, read_terms, terms_of
+from ocapn.captp.gate import Gate
 from ocapn.captp.handoff import HandoffCounts
 from ocapn.captp.outbox import Outbox
 from ocapn.captp.receiving import Receiver
@@ -49,6 +50,7 @@ from ocapn.errors import (
     RemoteError,
     RolledBack,
     SessionEnded,
+    SessionExpired,
     SessionLost,
     fresh,
 )
@@ -100,10 +102,12 @@ class Session:
         "authenticated",
         "bootstrap",
         "counters",
+        "cut",
         "dialled",
         "ended",
         "form",
         "frames",
+        "gate",
         "handoffs",
         "held",
         "held_bytes",
@@ -122,6 +126,7 @@ class Session:
         "queued_turns",
         "reading",
         "reason",
+        "renewed",
         "restarted",
         "tables",
         "trace",
@@ -151,6 +156,8 @@ class Session:
         self.authenticated = authenticated
         self.form = Form(form.old_deliver, form.old_gc, form.text_order)
         self.last_heard = now
+        #: When its time began to count.
+        self.renewed = now
         self.tables = Tables(node.limits)
         self.bootstrap = _BOOTSTRAP
         self.ended: SessionEnded | None = None
@@ -158,6 +165,8 @@ class Session:
         self.on_leave: Callable[[], None] | None = None
         #: Whether there is a connection; without one a session that has not ended is suspended.
         self.attached = True
+        #: Why the last connection is gone, if it was cut.
+        self.cut: str | None = None
         #: The frames of a durable session, or of one that may become durable.
         self.frames: Frames | None = None
         #: When we sent op:resume-session, for the first time since the cut, without an answer so far.
@@ -167,6 +176,8 @@ class Session:
         #: Why a resume is refused: `ended` or `expired` once the session is over.
         self.reason: str | None = None
         self.trace: Trace | None = None
+        #: Where the application's messages wait when the time of the session is over, if it has one.
+        self.gate: Gate | None = None
         self.outbox = Outbox(self)
         self.queued_turns = 0
         self.queued_bytes = 0
@@ -263,8 +274,14 @@ class Session:
     def deliver(self, recipient: bytes, args: list[object], *, forwarded: bool = False) -> RemoteVow:
         """Sends a message and asks for the answer. `recipient` is an encoded descriptor.
 
-        Raises SessionEnded, NotPassable, TooBusy, and Backpressure unless the message is `forwarded` for others.
+        Raises SessionEnded, NotPassable, TooBusy, Held, and Backpressure unless the message is `forwarded` for others.
         """
+        if self.gate is not None:
+            self.gate.passes()
+        return self.ask(recipient, args, forwarded=forwarded)
+
+    def ask(self, recipient: bytes, args: list[object], *, forwarded: bool = False) -> RemoteVow:
+        """As `deliver`, for what is no message of the application."""
         self.may_send(forwarded)
         tables = self.tables
         if self._answers_held >= self.node.limits.answers:
@@ -288,6 +305,12 @@ class Session:
 
     def deliver_only(self, recipient: bytes, args: list[object], *, forwarded: bool = False) -> None:
         """Sends a message that wants no answer. Raises as `deliver`."""
+        if self.gate is not None:
+            self.gate.passes()
+        self.say(recipient, args, forwarded=forwarded)
+
+    def say(self, recipient: bytes, args: list[object], *, forwarded: bool = False) -> None:
+        """As `deliver_only`, for what is no message of the application."""
         self.may_send(forwarded)
         encoded = self._writer.encode(args)
         if self.form.old_deliver:
@@ -297,6 +320,8 @@ class Session:
 
     def select(self, recipient: bytes, kind: int, key: str | int) -> RemoteVow:
         """Asks for a part of what a promise of the peer becomes. Raises as `deliver`."""
+        if self.gate is not None:
+            self.gate.passes()
         self.may_send(False)
         tables = self.tables
         if self._answers_held >= self.node.limits.answers:
@@ -331,14 +356,14 @@ class Session:
         recipient = descriptor_bytes(EXPORT, resolver)
         try:
             if fulfilled:
-                self.deliver_only(recipient, [FULFILL, value], forwarded=True)
+                self.say(recipient, [FULFILL, value], forwarded=True)
             else:
                 assert isinstance(value, BaseException)
                 error = crossing(value)
                 reason = error if error.value is None else error.value
-                self.deliver_only(recipient, [BREAK, reason], forwarded=True)
+                self.say(recipient, [BREAK, reason], forwarded=True)
         except OCapNError as refused:
-            self.deliver_only(recipient, [BREAK, RemoteError(str(refused))], forwarded=True)
+            self.say(recipient, [BREAK, RemoteError(str(refused))], forwarded=True)
         self.tables.resolver_used(resolver)
         self._return(resolver, 1)
 
@@ -509,6 +534,7 @@ class Session:
         self.last_heard = self.node.now() - self.node.limits.silence  # this process has heard nothing
         frames.since = since
         self.attached = False
+        self.cut = "this peer was restarted"
         self.node.keep(self)
         self.node.suspend(self)
 
@@ -595,6 +621,12 @@ class Session:
             self._say_abort(reason)
             self._end(SessionEnded(reason))
 
+    def expire(self, reason: str) -> None:
+        """Ends the session with op:abort: its time is over."""
+        if self.ended is None:
+            self._say_abort(reason)
+            self._end(SessionExpired(reason), reason="expired")
+
     def _say_abort(self, reason: str) -> None:
         if self.attached:
             if self.durable:
@@ -610,6 +642,7 @@ class Session:
             if self.durable:
                 assert self.frames is not None
                 self.frames.since = self.node.now()
+                self.cut = reason
                 self.node.touch(self)
                 self.outbox.suspend()
                 self._leave()
@@ -648,6 +681,9 @@ class Session:
         self.tables = Tables(self.node.limits)
         self._receiver.forget()
         self.outbox.forget_garbage()
+        gate, self.gate = self.gate, None
+        if gate is not None:
+            gate.drop(error)
         if self.held:
             self.node.left_behind(self)
         self._leave()

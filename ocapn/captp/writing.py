@@ -23,7 +23,7 @@ from ocapn.captp.tables import Export
 from ocapn.codec.operations import OBJECT, PROMISE, descriptor_bytes
 from ocapn.codec.syrup import Encoder
 from ocapn.crypto import sign_give
-from ocapn.errors import NotPassable
+from ocapn.errors import Backpressure, NotPassable
 
 if TYPE_CHECKING:
     from ocapn.captp.session import Session
@@ -76,7 +76,7 @@ class Writer:
             gifts, self._gifts = self._gifts, []
             for gift, gift_id in gifts:
                 exporter = gift._import.session
-                exporter.deliver_only(exporter.bootstrap, [DEPOSIT_GIFT, gift_id, gift], forwarded=True)
+                exporter.say(exporter.bootstrap, [DEPOSIT_GIFT, gift_id, gift], forwarded=True)
 
     def undo(self) -> None:
         """The message is not sent: what it exported was not."""
@@ -116,6 +116,10 @@ class Writer:
                 self._export(vow.handle(), id(vow), PROMISE)
             else:
                 exporter.may_send(False)  # the gift is deposited there
+                if exporter.gate is not None and exporter.gate.closed:
+                    raise Backpressure(
+                        "the time of a session is over: its references are not given away until it is renewed"
+                    )
                 gift_id = session.node.random(32)
                 give = sign_give(
                     exporter.key,

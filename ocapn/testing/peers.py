@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import trio.testing
 
+from ocapn.leases import Lease
 from ocapn.limits import Limits
 from ocapn.netlayers.memory import MemoryNetlayer, MemoryNetwork
 from ocapn.peer import Peer, Policy, open_peer
@@ -20,6 +21,7 @@ async def linked_peers(
     limits: Limits | None = None,
     dialect: str | None = None,
     durable: Policy = "offer",
+    lease: Lease | None = None,
 ) -> AsyncIterator[list[Peer]]:
     """Peers in one process over a `MemoryNetwork`, one for each designator in `names`."""
     network = network or MemoryNetwork()
@@ -29,7 +31,7 @@ async def linked_peers(
             netlayer = MemoryNetlayer(network, name)
             peers.append(
                 await stack.enter_async_context(
-                    open_peer([netlayer], limits=limits, dialect=dialect, durable=durable)
+                    open_peer([netlayer], limits=limits, dialect=dialect, durable=durable, lease=lease)
                 )
             )
         yield peers

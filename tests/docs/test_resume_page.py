@@ -14,7 +14,7 @@ from ocapn.captp.frames import Terms, read_terms, terms_of
 from ocapn.captp.resume import KEPT, TRANSITIONS
 from ocapn.codec.resumption import REASONS, Claims, ResumeAccept, ResumeSession, Transcript
 from ocapn.connection import _TRIES
-from ocapn.dialling import _REDIAL, _UNKNOWN
+from ocapn.dialling import _UNKNOWN, _USUAL
 from ocapn.peer import _EXPIRY
 from tests.conformance.encoding import Rec, Sym, read_one
 
@@ -86,8 +86,8 @@ def test_the_limits_and_timers() -> None:
         "silence that is a cut": limits.silence,
         "a handshake": limits.handshake,
         "a crossing": resume._CROSSING,
-        "before the second try, at first": _REDIAL[0],
-        "between tries, at most": _REDIAL[1],
+        "before the second try, at first": _USUAL.base,
+        "between tries, at most": _USUAL.cap,
         "refusals `unknown` without proof": f"{times} in {seconds:g}",
         "processes that one frame may end": _TRIES,
         "tombstones": limits.tombstones,

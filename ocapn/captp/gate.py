@@ -1,0 +1,76 @@
+"""What an application sends on a session whose time may be over (spec/supervision.md, Expiry).
+
+A session with a gate notes when it was last used. While the gate is closed, messages wait here, in order; they go out
+when it opens, or break.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, final
+
+from ocapn.errors import OCapNError, SessionExpired
+
+if TYPE_CHECKING:
+    from ocapn.captp.delivery import PromiseHandle, Sent, Vow
+
+
+@final
+class Held(OCapNError):
+    """The gate is closed: what was to be sent is for `gate.hold`."""
+
+    def __init__(self, gate: Gate) -> None:
+        super().__init__("the time of the session is over")
+        self.gate = gate
+
+
+@final
+class Gate:
+    """`room` messages may wait. `now` is the node's clock."""
+
+    __slots__ = ("_now", "_waiting", "closed", "room", "used")
+
+    def __init__(self, room: int, now: Callable[[], float]) -> None:
+        self.room = room
+        self._now = now
+        #: What was sent, and to which promise; the handle keeps that in use.
+        self._waiting: deque[tuple[Sent, Vow, PromiseHandle]] = deque()
+        self.closed = False
+        #: When the application, or the peer's, last sent something to the other.
+        self.used = now()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def passes(self) -> None:
+        """The application sends something. Raises Held."""
+        if self.closed:
+            raise Held(self)
+        self.used = self._now()
+
+    def hold(self, item: Sent, vow: Vow) -> None:
+        """It was sent to `vow`, which has become, or may become, something of the peer. Raises SessionExpired."""
+        if len(self._waiting) >= self.room:
+            raise SessionExpired(
+                f"the time of the session is over, and {self.room} messages wait for it to be renewed already"
+            )
+        self._waiting.append((item, vow, vow.handle()))
+        if vow.node.keeper is not None:
+            item.moves(vow)
+
+    def open(self) -> None:
+        """The session goes on: what waits is sent."""
+        self.closed = False
+        self.used = self._now()
+        while self._waiting and not self.closed:
+            item, vow, _ = self._waiting.popleft()
+            vow.end().add(item)
+
+    def drop(self, error: BaseException) -> None:
+        """The session does not go on: what waits breaks."""
+        waiting, self._waiting = self._waiting, deque()
+        for item, vow, _ in waiting:
+            if item.answer is None:
+                vow.node.log_lost(error, item.source)
+            item.drop(error)

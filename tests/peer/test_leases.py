@@ -1,0 +1,359 @@
+"""The time of a session: when it is over, what waits, who renews it, and what breaks."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import pytest
+import trio
+
+from ocapn import (
+    Backpressure,
+    E,
+    Lease,
+    MemoryNetwork,
+    Reconnect,
+    Session,
+    SessionEnded,
+    SessionExpired,
+    field,
+    is_settled,
+    make_promise,
+    send_only,
+)
+from ocapn.testing import linked_peers
+from tests.peer.support import Box, Echo, Gate, Recorder, between, far, settle
+from tests.peer.test_durable import agreed
+from tests.peer.test_supervision import B, apart, peer, status, steps, until
+from tests.support import trio_test
+
+
+class Desk:
+    """Who is asked whether sessions go on. Answers when told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Session, str, float]] = []
+        self._send, self._receive = trio.open_memory_channel[bool | Exception](10)
+
+    async def __call__(self, session: Session, why: str) -> bool:
+        self.asked.append((session, why, trio.current_time()))
+        answer = await self._receive.receive()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def says(self, answer: bool | Exception) -> None:
+        self._send.send_nowait(answer)
+
+
+@trio_test
+async def test_when_its_life_is_over_what_is_sent_waits_and_goes_out_in_order() -> None:
+    desk = Desk()
+    network = MemoryNetwork()
+    async with peer(network, "b") as b, peer(network, "a", lease=Lease(life=100.0, on_reauthorise=desk)) as a:
+        began = trio.current_time()
+        recorder = Recorder()
+        ref = await far(b, a, recorder)
+        session = between(a, b)
+        events = session.events()
+        await E(ref).note(0)
+        await trio.sleep_until(began + 99.0)
+        await E(ref).note(1)
+        await trio.sleep_until(began + 101.0)
+        assert desk.asked == [(session, "life", began + 100.0)]
+        assert status(session) == "expired"
+        answers: list[Any] = [E(ref).note(2)]
+        send_only(ref).note(3)
+        answers.append(E(ref).note_later(4))
+        answers.append(E(ref).note(5))
+        await trio.sleep(10.0)
+        assert recorder.seen == [0, 1]
+        assert session.waiting == 4
+        assert not any(is_settled(answer) for answer in answers)
+        desk.says(True)
+        await settle()
+        assert recorder.seen == [0, 1, 2, 3, 4, 5]
+        assert session.waiting == 0
+        assert status(session) == "live"
+        for answer in answers:
+            await answer
+        assert [(await events.receive()).status for _ in range(2)] == ["expired", "live"]
+        await trio.sleep_until(began + 111.0 + 99.0)
+        assert status(session) == "live"
+        await trio.sleep(1.5)
+        assert len(desk.asked) == 2
+
+
+@trio_test
+async def test_a_session_is_idle_when_neither_side_sends_anything() -> None:
+    desk = Desk()
+    network = MemoryNetwork()
+    lease = Lease(idle=50.0, on_reauthorise=desk)
+    async with peer(network, "b") as b, peer(network, "a") as a:
+        connection = await a.connect(B, Reconnect(keepalive=5.0, lease=lease))
+        session = await connection.session()
+        ref = await far(b, a, Recorder())
+        other = await far(a, b, Recorder())
+        for _ in range(4):
+            await trio.sleep(40.0)
+            await E(ref).note(0)
+            await trio.sleep(40.0)
+            await E(other).note(0)  # from the other side
+        used = trio.current_time()
+        await until(connection, "expired")
+        assert desk.asked == [(session, "idle", used + 50.0)]
+        desk.says(True)
+        await until(connection, "connected")
+        assert connection.snapshot().session is session
+
+
+@trio_test
+async def test_a_no_breaks_what_waits_and_ends_the_session() -> None:
+    desk = Desk()
+    network = MemoryNetwork()
+    async with peer(network, "b") as b, peer(network, "a") as a:
+        connection = await a.connect(B, Reconnect(lease=Lease(life=10.0, on_reauthorise=desk)))
+        await connection.session()
+        recorder = Recorder()
+        ref = await far(b, a, recorder)
+        events = connection.events()
+        await until(connection, "expired")
+        answer = E(ref).note(1)
+        send_only(ref).note(2)
+        desk.says(False)
+        with pytest.raises(SessionExpired, match="as old as it may become"):
+            await answer
+        await settle()
+        assert status(connection) == "expired"
+        assert connection.snapshot().session is None
+        with pytest.raises(SessionExpired):
+            await connection.session()
+        with pytest.raises(SessionExpired):
+            await E(ref).note(3)
+        await trio.sleep(1000)
+        assert status(connection) == "expired"
+        assert a.sessions == b.sessions == []
+        assert recorder.seen == []
+        assert steps(events) == ["connected expired", "expired expired"]
+        connection.retry()
+        await until(connection, "connected")
+
+
+@pytest.mark.parametrize("how", ["raises", "late", "nobody"])
+def test_who_does_not_say_yes_says_no(how: str, caplog: pytest.LogCaptureFixture) -> None:
+    desk = Desk()
+
+    @trio_test
+    async def check() -> None:
+        lease = Lease(life=10.0, within=5.0, on_reauthorise=None if how == "nobody" else desk)
+        network = MemoryNetwork()
+        async with peer(network, "b") as b, peer(network, "a", lease=lease) as a:
+            ref = await far(b, a, Echo())
+            began = between(a, b)._core.renewed
+            await trio.sleep_until(began + 11.0)
+            answer = E(ref).echo(1)
+            if how == "raises":
+                desk.says(ZeroDivisionError("in the callback"))
+            with pytest.raises(SessionExpired):
+                await answer
+            assert trio.current_time() == began + (11.0 if how == "raises" else 15.0)
+            await settle()
+            assert a._tenures == {}
+
+    check()
+    errors = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(errors) == (how == "raises")
+
+
+@trio_test
+async def test_what_finds_no_room_breaks_and_the_rest_waits_on() -> None:
+    desk = Desk()
+    lease = Lease(life=10.0, queue=3, on_reauthorise=desk)
+    network = MemoryNetwork()
+    async with peer(network, "b") as b, peer(network, "a", lease=lease) as a:
+        recorder = Recorder()
+        ref = await far(b, a, recorder)
+        await trio.sleep(11.0)
+        answers = [E(ref).note(number) for number in range(5)]
+        for late in answers[3:]:
+            with pytest.raises(SessionExpired, match="3 messages wait for it to be renewed already"):
+                await late
+        with pytest.raises(SessionExpired):
+            send_only(ref).note(5)
+        desk.says(True)
+        for answer in answers[:3]:
+            await answer
+        assert recorder.seen == [0, 1, 2]
+
+
+def test_thirty_two_wait_by_default() -> None:
+    assert Lease(idle=1.0).queue == 32
+
+
+@trio_test
+async def test_a_queue_of_none_breaks_all() -> None:
+    network = MemoryNetwork()
+    async with peer(network, "b") as b, peer(network, "a", lease=Lease(life=10.0, queue=0)) as a:
+        ref = await far(b, a, Echo())
+        await trio.sleep(11.0)
+        with pytest.raises(SessionExpired):
+            await E(ref).echo(1)
+
+
+@trio_test
+async def test_what_is_sent_to_promises_waits_too() -> None:
+    """Pipelined messages, selections, and what was queued here on a promise that becomes something of the peer."""
+    desk = Desk()
+    lease = Lease(life=10.0, on_reauthorise=desk)
+    network = MemoryNetwork()
+    async with peer(network, "b") as b, peer(network, "a", lease=lease) as a:
+        box = Box({"echo": Echo(), "n": 7})
+        inner = Recorder()
+        ref = await far(b, a, box)
+        holder = await far(b, a, Box(inner))
+        later, resolver = make_promise()
+        queued = E(later).get()
+        await trio.sleep(9.0)
+        before = E(holder).get()  # sent, and answered, before
+        await trio.sleep(2.0)
+        struct = E(ref).get()
+        number = field(struct, "n")
+        piped = E(field(struct, "echo")).echo("x")
+        noted = before.note(1)
+        resolver.fulfill(ref)
+        await settle()
+        assert inner.seen == []
+        assert not is_settled(queued)
+        assert between(a, b).waiting == 3  # `get`, `note`, and what was queued; the others wait for the first
+        desk.says(True)
+        assert await number == 7
+        assert await piped == "x"
+        assert await noted is None
+        assert (await queued)["n"] == 7
+        assert inner.seen == [1]
+
+
+@trio_test
+async def test_what_was_sent_before_is_answered_and_what_the_peer_sends_is_served() -> None:
+    network = MemoryNetwork()
+    async with peer(network, "b") as b, peer(network, "a", lease=Lease(life=10.0, within=100.0)) as a:
+        waits = Gate()
+        ref = await far(b, a, waits)
+        mine = await far(a, b, Echo())
+        await trio.sleep(9.0)
+        answer = E(ref).wait("done")
+        await trio.sleep(5.0)
+        assert status(between(a, b)) == "expired"
+        assert await E(mine).echo(5) == 5
+        waits.opened.set()
+        assert await answer == "done"
+
+
+@trio_test
+async def test_a_reference_of_an_expired_session_is_not_given_away() -> None:
+    async with linked_peers("a", "b", "c", lease=Lease(life=10.0, within=100.0)) as (a, b, c):
+        there = await far(b, a, Echo())
+        await trio.sleep(5.0)
+        taker = await far(c, a, Recorder())
+        await trio.sleep(6.0)
+        assert status(between(a, b)) == "expired"
+        with pytest.raises(Backpressure, match="not given away until it is renewed"):
+            await E(taker).note(there)
+        assert await E(taker).note(1) is None
+
+
+@trio_test
+async def test_renew_begins_the_time_again_before_and_after_its_end() -> None:
+    network = MemoryNetwork()
+    async with peer(network, "b") as b, peer(network, "a", lease=Lease(life=10.0, idle=8.0)) as a:
+        ref = await far(b, a, Echo())
+        session = between(a, b)
+        for _ in range(10):
+            await trio.sleep(7.0)
+            session.renew()
+        assert status(session) == "live"
+        await trio.sleep(8.5)
+        answer = E(ref).echo(1)
+        assert status(session) == "expired"
+        session.renew()
+        assert await answer == 1
+        with pytest.raises(RuntimeError, match="no lease"):
+            between(b, a).renew()
+        session.end()
+        session.renew()
+        with pytest.raises(SessionEnded):
+            await E(ref).echo(1)
+
+
+@trio_test
+async def test_time_goes_on_while_a_session_is_suspended() -> None:
+    desk = Desk()
+    network = MemoryNetwork()
+    async with peer(network, "b") as b, peer(network, "a") as a:
+        connection = await a.connect(B, Reconnect(lease=Lease(life=100.0, on_reauthorise=desk)))
+        await connection.session()
+        ref = await far(b, a, Echo())
+        await agreed(a, b)
+        held = apart(network)
+        await until(connection, "suspended")
+        await until(connection, "expired")
+        answer = E(ref).echo(1)
+        desk.says(True)
+        await until(connection, "suspended")
+        assert not is_settled(answer)
+        network._listeners.update(held)
+        await until(connection, "connected")
+        assert await answer == 1
+
+
+@trio_test
+async def test_an_end_while_it_is_expired_breaks_what_waits_and_nobody_is_asked_any_more() -> None:
+    desk = Desk()
+    network = MemoryNetwork()
+    async with peer(network, "b") as b, peer(network, "a", durable="never") as a:
+        connection = await a.connect(B, Reconnect(lease=Lease(life=10.0, on_reauthorise=desk)))
+        await connection.session()
+        ref = await far(b, a, Echo())
+        await until(connection, "expired")
+        answer = E(ref).echo(1)
+        network.cut("a", "b")
+        with pytest.raises(SessionEnded):
+            await answer
+        await settle()
+        desk.says(True)
+        await trio.sleep(1000)
+        assert status(connection) == "expired"  # another session would go round whoever has to say yes
+        assert a.sessions == []
+
+
+@trio_test
+async def test_a_policy_s_lease_is_for_the_session_that_is_there_already() -> None:
+    network = MemoryNetwork()
+    async with peer(network, "b") as b, peer(network, "a", lease=Lease(life=1000.0)) as a:
+        await b.connect(a.locator())
+        session = between(a, b)
+        await trio.sleep(5.0)
+        connection = await a.connect(B, Reconnect(lease=Lease(life=10.0)))
+        await until(connection, "expired")
+        assert trio.current_time() == session._core.renewed + 10.0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"life": 0.0}, {"idle": 0.0}, {"life": math.inf}, {"idle": math.nan}, {"within": 0.0}, {"queue": -1}],
+)
+def test_leases_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Lease(**wrong)
+
+
+@trio_test
+async def test_a_century_is_a_life() -> None:
+    network = MemoryNetwork()
+    century = 100 * 365.25 * 86400
+    async with peer(network, "b") as b, peer(network, "a", lease=Lease(life=century)) as a:
+        ref = await far(b, a, Echo())
+        await trio.sleep(3600)
+        assert await E(ref).echo(1) == 1
