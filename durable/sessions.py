@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Any, Final, final
 
 from durable.baggage import Baggage, Batch
-from durable.errors import BaggageCorrupt, DurableError, NotStorable
+from durable.errors import BaggageCorrupt, BaggageFailed, DurableError, NotStorable
 from durable.keeping import Objects
 from durable.objects import Durable
 from durable.outbox import pack_frames, unpack_frames
@@ -39,21 +39,34 @@ from ocapn.captp.delivery import (
 )
 from ocapn.captp.frames import Agreement, Frames, Terms
 from ocapn.captp.node import Node, Tombstone
+from ocapn.captp.port import SetAside
 from ocapn.captp.session import Session
 from ocapn.captp.tables import Import
 from ocapn.codec.operations import Form
 from ocapn.crypto import SessionKey, public_id
+from ocapn.crypto import session_id as session_id_of
+from ocapn.errors import OCapNError, shown
 
 log: Final = logging.getLogger("durable")
+
+#: Of what is kept of one session.
+_VERSION: Final = 1
+_ABOUT: Final = b"about/"
+_ASIDE: Final = b"aside/"
+#: To which it is kept when a peer was last heard, and a session begun, seconds.
+_ABOUT_STEP: Final = 60
+#: Records of sessions that cannot go on; beyond it the oldest goes.
+_MAX_ASIDE: Final = 100
 
 
 @final
 class _Stored:
     """What of a session is in the baggage, its slots aside."""
 
-    __slots__ = ("outbox", "progress", "record", "restarted_at", "sent")
+    __slots__ = ("about", "outbox", "progress", "record", "restarted_at", "sent")
 
     def __init__(self, sent: int, restarted_at: int = 0) -> None:
+        self.about: list[int] = []
         self.restarted_at = restarted_at  # how many frames had been taken at the restart
         self.sent = sent  # the last frame of ours
         self.outbox: deque[tuple[int, int]] = deque()  # the first and last frame of each row
@@ -293,6 +306,22 @@ class SessionKeeper:
             stored.progress = progress
             self._baggage.put("progress", session.id, encode_flat(progress))
 
+        about = [
+            _VERSION,
+            self._wall(session.begun),
+            self._wall(session.renewed),
+            self._wall(session.last_heard),
+        ]
+        if any(
+            abs(now - then) >= _ABOUT_STEP for now, then in zip(about, stored.about or [0] * 4, strict=True)
+        ):
+            stored.about = about
+            self._baggage.put("node", _ABOUT + session.id, encode(about))
+
+    def _wall(self, at: float) -> int:
+        """The seconds since 1970 of a time on the node's clock."""
+        return int(time.time() - (self._node.now() - at))
+
     def _erase(self, session: Session) -> None:
         """The session is over: what is left of it is its tombstone."""
         self._waiters.ended(session.id)
@@ -302,6 +331,7 @@ class SessionKeeper:
         self._baggage.remove("session", session.id)
         self._baggage.remove("progress", session.id)
         self._baggage.remove("node", b"trying/" + session.id)
+        self._baggage.remove("node", _ABOUT + session.id)
         if session.id in self._unknown:
             self._unknown.remove(session.id)
             self._baggage.remove("node", b"unknown/" + session.id)
@@ -339,7 +369,13 @@ class SessionKeeper:
             self._restore_tombstone(key, decode(data, table="node"))
         sessions = []
         for session_id, data in self._baggage.scan("session"):
-            session = self._restore_session(session_id, decode_row(data, "session"))
+            try:
+                session = self._restore_session(session_id, decode_row(data, "session"))
+            except (DurableError, OCapNError, ValueError, TypeError, LookupError) as error:
+                if isinstance(error, BaggageFailed) or (isinstance(error, BaggageCorrupt) and error.file):
+                    raise  # the store itself
+                self._set_aside(session_id, data, error)
+                continue
             if session is not None:
                 sessions.append(session)
         promises: list[KeptPromise] = []
@@ -372,6 +408,38 @@ class SessionKeeper:
         for session in sessions:
             self._slots.settle(session)
 
+    def _set_aside(self, session_id: bytes, data: bytes, error: Exception) -> None:
+        """A session cannot be used as it is kept: what can be told of it stays, and the rest goes, its key first."""
+        half = self._node.live(session_id)
+        if half is not None:
+            half.disconnected("it cannot be used as it is kept")
+        peer = None
+        try:
+            peer = unpack_locator(decode_row(data, "session")[2]).uri
+        except (DurableError, OCapNError, ValueError, TypeError, LookupError):
+            pass
+        log.error(
+            "a session is set aside, with %s: %s", "an unknown peer" if peer is None else shown(peer), error
+        )
+        aside = list(self._baggage.scan("node", _ASIDE))
+        if len(aside) >= _MAX_ASIDE:
+            oldest, _ = min(aside, key=lambda row: decode(row[1], table="node")[2])
+            self._baggage.remove("node", oldest)
+        reason = f"{type(error).__name__}: {error}"
+        self._baggage.put("node", _ASIDE + session_id, encode([shown(reason), peer, int(time.time())]))
+        self._stored.pop(session_id, None)
+        for table in ("session", "progress", "outbox", "slot", "answer"):
+            for key, _ in self._baggage.scan(table, session_id):
+                self._baggage.remove(table, key)
+        for kind in (_ABOUT, b"trying/", b"unknown/"):
+            self._baggage.remove("node", kind + session_id)
+        self._keys_removed = True
+
+    @property
+    def aside(self) -> list[SetAside]:
+        rows = [(key, decode(data, table="node")) for key, data in self._baggage.scan("node", _ASIDE)]
+        return [SetAside(key.removeprefix(_ASIDE), reason, peer, at) for key, (reason, peer, at) in rows]
+
     def _restore_tombstone(self, key: bytes, row: list[Any]) -> None:
         seed, peer_key, reason, received, until = row
         left = until - time.time()
@@ -393,10 +461,18 @@ class SessionKeeper:
             raise BaggageCorrupt("the counts of a session are missing", table="progress")
         counts, digests, positions, handoffs, since = decode_row(progress, "progress")
         node = self._node
+        version, begun, renewed, heard = self._about(session_id)
+        if version != _VERSION:
+            raise BaggageCorrupt(
+                f"it has version {version}, and this program reads {_VERSION}", table="session"
+            )
         dialled, authenticated, agreed = flags
+        key = SessionKey(seed)
+        if session_id_of(key.public_id, public_id(peer_key)) != session_id:
+            raise BaggageCorrupt("its keys are those of another session", table="session")
         session = Session(
             node,
-            key=SessionKey(seed),
+            key=key,
             peer_key=peer_key,
             location=unpack_locator(location),
             dialled=dialled,
@@ -404,8 +480,7 @@ class SessionKeeper:
             form=Form(*form),
             now=node.now(),
         )
-        if session.id != session_id:
-            raise BaggageCorrupt("a session stands under another id", table="session")
+        session.begun, session.renewed = begun, renewed
         epoch, proven, sent, acked, taken = counts
         frames = Frames(
             Agreement.AGREED, session_id, session.key.public_id, session.peer_id, Terms(*terms), node.now()
@@ -421,12 +496,27 @@ class SessionKeeper:
         used.next, used.floor, used.used = handoffs[0], handoffs[1], set(handoffs[2])
         self._stored[session_id] = stored
         self._slots.load(session)
+        stored.about = decode(
+            self._baggage.read("node", _ABOUT + session_id) or encode([0] * 4), table="node"
+        )
         asleep = 0.0 if not since else max(0.0, time.time() - since)
         session.restored(frames, node.now() - asleep)
+        session.last_heard = min(session.last_heard, heard)
         if not agreed:  # the asker never said that it had our answer
             session.lose("the session had not been agreed on when this peer was restarted")
             return None
         return session
+
+    def _about(self, session_id: bytes) -> tuple[int, float, float, float]:
+        """The version of what is kept of a session; when it began, was renewed and was heard, on the node's clock."""
+        row = self._baggage.read("node", _ABOUT + session_id)
+        if row is None:
+            raise BaggageCorrupt("it is not known when it began", table="node")
+        version, *times = decode(row, table="node")
+        if version != _VERSION:
+            return version, 0.0, 0.0, 0.0
+        begun, renewed, heard = (self._node.now() - max(0.0, time.time() - at) for at in times)
+        return version, begun, renewed, heard
 
     def _restore_outbox(self, session_id: bytes, stored: _Stored, acked: int) -> list[bytes]:
         """The frames that the peer has not acknowledged; a row that has some of them may have others before."""

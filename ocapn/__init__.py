@@ -4,6 +4,7 @@ Begin with `open_peer`, `Target`, `method` and `E`; the README has a first progr
 """
 
 from ocapn.captp.node import Introduction
+from ocapn.captp.port import SetAside
 from ocapn.errors import (
     Aborted,
     Backpressure,
@@ -46,6 +47,7 @@ from ocapn.promise import (
     untag,
     when_broken,
 )
+from ocapn.reconcile import Change, Difference, RestoredSession
 from ocapn.references import Ref, Target, method, target
 from ocapn.sessions import Session, SessionEvent
 from ocapn.supervision import ConnectionEvent, ConnectionSnapshot, SupervisedConnection
@@ -56,10 +58,12 @@ __all__ = [
     "Aborted",
     "Backpressure",
     "BadLocator",
+    "Change",
     "ConnectFailed",
     "ConnectionEvent",
     "ConnectionSnapshot",
     "DecodeError",
+    "Difference",
     "Disconnected",
     "E",
     "Introduction",
@@ -83,12 +87,14 @@ __all__ = [
     "RemoteError",
     "RemoteProtocolError",
     "Resolver",
+    "RestoredSession",
     "RolledBack",
     "Session",
     "SessionEnded",
     "SessionEvent",
     "SessionExpired",
     "SessionLost",
+    "SetAside",
     "SturdyRef",
     "SupervisedConnection",
     "Symbol",

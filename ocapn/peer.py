@@ -21,7 +21,7 @@ from ocapn.captp.delivery import LocalTarget, PromiseHandle, RefHandle
 from ocapn.captp.handshake import Handshake
 from ocapn.captp.node import Introduction, Node, Turn
 from ocapn.captp.passing import copy_result, describe
-from ocapn.captp.port import Baggage
+from ocapn.captp.port import Baggage, SetAside
 from ocapn.captp.resume import Refusal
 from ocapn.captp.session import Session as CoreSession
 from ocapn.codec.operations import form_of
@@ -36,6 +36,7 @@ from ocapn.model.locators import PeerLocator, SturdyRef
 from ocapn.netlayers.base import Channel, Listener, Netlayer
 from ocapn.policies import Reconnect
 from ocapn.promise import Promise
+from ocapn.reconcile import RestoredSession, facts
 from ocapn.references import Ref, Target, current_node
 from ocapn.sessions import Session
 from ocapn.supervision import SupervisedConnection
@@ -107,6 +108,8 @@ class Peer:
         self._methods = Methods(self._node, limits, self._publics, baggage is not None, self.pump)
         self._commits: Commits | None = None
         self._restored = False
+        #: The sessions that the baggage has brought back, as they were stored.
+        self.restored: tuple[RestoredSession, ...] = ()
         self._lease = lease
         self._tenures: dict[Session, Tenure] = {}
         self._connected: dict[PeerLocator, SupervisedConnection] = {}
@@ -211,6 +214,11 @@ class Peer:
         finally:
             if self._connected.get(connection.peer) is connection:
                 del self._connected[connection.peer], self._dialler.supervisors[connection.peer]
+
+    @property
+    def set_aside(self) -> Sequence[SetAside]:
+        """What the baggage has of sessions that could not be used as they were kept, now or at an earlier opening."""
+        return () if self._node.keeper is None else self._node.keeper.aside
 
     @property
     def connections(self) -> list[SupervisedConnection]:
@@ -512,9 +520,27 @@ class Peer:
         if keeper is not None:
             keeper.restore()
             self._restored = True
+            now = trio.current_time()
+            found = []
             for session in self._node.suspended.values():
-                self.public(session)
+                assert session.frames is not None
                 self._dialler.restore(session, keeper.unknown(session))
+                found.append(
+                    RestoredSession(
+                        session.location,
+                        now - session.last_heard,
+                        now - session.begun,
+                        len(session.frames.kept),
+                        self.public(session),
+                        facts(session),
+                        self._live_with,
+                    )
+                )
+            self.restored = tuple(found)
+
+    def _live_with(self, locator: PeerLocator) -> Session | None:
+        session = self._node.sessions.get(locator)
+        return None if session is None else self.public(session)
 
     async def _listen(self) -> None:
         """Begins to listen wherever the peer can; from here on it knows its own locators."""

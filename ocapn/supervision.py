@@ -50,6 +50,7 @@ TRANSITIONS: Final[Mapping[tuple[ConnectionStatus, Happening], ConnectionStatus]
     ("connected", "expired"): "expired",
     ("connected", "lost"): "given_up",
     ("connected", "ended"): "reconnecting",
+    ("connected", "spent"): "given_up",
     ("connected", "left"): "disconnected",
     ("suspended", "live"): "connected",
     ("suspended", "expired"): "expired",
@@ -151,6 +152,8 @@ class SupervisedConnection:
         #: Set when an attempt is not to wait any longer.
         self._hurry = trio.Event()
         self._scope = trio.CancelScope()
+        self._failed = 0  # attempts in a row; a session that ends soon counts as one
+        self._begun = -math.inf  # when there was a session
         self._snapshot = ConnectionSnapshot(locator, "disconnected", trio.current_time())
         self._step("asked")
 
@@ -182,9 +185,9 @@ class SupervisedConnection:
         await trio.lowlevel.checkpoint()
         while True:
             now = self._snapshot
-            if now.session is not None:
+            if now.session is not None and now.session.ended is None:  # else that is about to be told
                 return now.session
-            if now.status == "expired":
+            if now.status == "expired" and now.session is None:
                 raise SessionExpired(str(now.cause))
             if now.status == "disconnected":
                 raise ConnectFailed("the connection was disconnected", lasting=True)
@@ -208,6 +211,7 @@ class SupervisedConnection:
                 self._step("cut", session=session)
                 self._dialler.hurry(session._core)
             return
+        self._failed = 0
         self._step("asked")
         self._hurry.set()
 
@@ -272,9 +276,12 @@ class SupervisedConnection:
 
     async def _dialled(self) -> Session | None:
         """The session with the peer; None if it is given up."""
-        attempt = 0
         while True:
             self._hurry = trio.Event()
+            if self.status != "given_up":  # else the peer has come by itself
+                with trio.move_on_after(self._snapshot.delay):
+                    await self._hurry.wait()
+                    self._failed = 0
             try:
                 session = await self._dialler.session_with(self.peer)
                 if session.ended is not None:
@@ -283,21 +290,22 @@ class SupervisedConnection:
             except OCapNError as error:
                 if self.status not in ("connecting", "reconnecting"):
                     return None  # it had come by itself, and is gone again
-                attempt += 1
                 lasting = isinstance(error, BadLocator) or (
                     isinstance(error, ConnectFailed) and error.lasting
                 )
-                delay = math.inf if lasting else self.policy.delay(attempt, self._dialler.fraction())
-                if math.isinf(delay):
-                    self._step("spent", error, attempt, delay)
+                if not self._fails("failed", error, lasting):
                     return None
-                self._step("failed", error, attempt, delay)
-            with trio.move_on_after(delay):
-                await self._hurry.wait()
-                attempt = 0
+
+    def _fails(self, what: Happening, error: OCapNError, lasting: bool = False) -> bool:
+        """An attempt has failed; whether there is another."""
+        self._failed += 1
+        delay = math.inf if lasting else self.policy.delay(self._failed, self._dialler.fraction())
+        self._step("spent" if math.isinf(delay) else what, error, self._failed, delay)
+        return not math.isinf(delay)
 
     async def _stay(self, session: Session) -> None:
         """Until the session has ended."""
+        self._begun = trio.current_time()
         self._peer.limit(session, self.policy.lease)
         async with trio.open_nursery() as nursery:
             if self.policy.keepalive is not None:
@@ -317,8 +325,13 @@ class SupervisedConnection:
                 self._step(what, self._cause(session) if what == "cut" else None, session=session)
         elif session.left:
             self.stop()
-        else:
-            self._step("lost" if isinstance(why, SessionLost) else "ended", why)
+        elif isinstance(why, SessionLost):
+            self._step("lost", why)
+        elif self.status == "expired" or trio.current_time() - self._begun >= self.policy.cap:
+            self._failed = 0
+            self._step("ended", why)
+        else:  # else a peer that ends each session at once would be dialled without a pause
+            self._fails("ended", why)
 
     @staticmethod
     def _cause(session: Session) -> Disconnected | None:

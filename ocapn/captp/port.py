@@ -10,11 +10,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+import attrs
+
 if TYPE_CHECKING:
     from ocapn.captp.delivery import Sent, Telling, Vow
     from ocapn.captp.node import Node, Turn
     from ocapn.captp.session import Session
     from ocapn.captp.tables import Import
+
+
+@attrs.frozen
+class SetAside:
+    """What was kept of a session that cannot go on, for inspection: its keys and messages are gone.
+
+    `peer` is where it was, if that could be read; `at` is in seconds since 1970.
+    """
+
+    session_id: bytes
+    reason: str
+    peer: str | None
+    at: int
 
 
 class Keeper(Protocol):
@@ -32,6 +47,10 @@ class Keeper(Protocol):
 
     def restore(self) -> None:
         """Brings back what was kept, sessions as suspended ones, and settles what cannot go on after a restart."""
+
+    @property
+    def aside(self) -> Sequence[SetAside]:
+        """What of sessions was found, now or at an earlier time, that cannot go on."""
 
     @property
     def pending(self) -> bool:

@@ -100,6 +100,7 @@ class Session:
         "asked_to_resume",
         "attached",
         "authenticated",
+        "begun",
         "bootstrap",
         "counters",
         "cut",
@@ -156,6 +157,7 @@ class Session:
         self.authenticated = authenticated
         self.form = Form(form.old_deliver, form.old_gc, form.text_order)
         self.last_heard = now
+        self.begun = now
         #: When its time began to count.
         self.renewed = now
         self.tables = Tables(node.limits)
