@@ -5,6 +5,7 @@ Begin with `open_peer`, `Target`, `method` and `E`; the README has a first progr
 
 from ocapn.captp.node import Introduction
 from ocapn.captp.port import SetAside
+from ocapn.control import control_socket
 from ocapn.errors import (
     Aborted,
     Backpressure,
@@ -104,6 +105,7 @@ __all__ = [
     "TooBusy",
     "UnixNetlayer",
     "WrongContext",
+    "control_socket",
     "equal",
     "field",
     "index",

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from ocapn import __version__
-from ocapn.cli import baggage, call, demo, locator, serve, syrup
+from ocapn.cli import baggage, call, demo, locator, serve, status, syrup
 from ocapn.cli.command import Command
 from ocapn.cli.exits import ExitCode, Failure, Stopped, failure_of, table
 from ocapn.cli.output import complain, complain_with_traceback, debugging, discard_output, flush_output
@@ -15,7 +15,7 @@ from ocapn.cli.signals import SIGNALS
 COMMANDS = {
     command.name: command
     for command in (
-        *(demo.COMMAND, serve.COMMAND, call.COMMAND),
+        *(demo.COMMAND, serve.COMMAND, call.COMMAND, status.COMMAND),
         *(baggage.COMMAND, locator.COMMAND, syrup.COMMAND),
     )
 }

@@ -9,6 +9,7 @@ import secrets
 import stat
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Final, NoReturn
 
@@ -20,9 +21,11 @@ from ocapn.cli.command import Command
 from ocapn.cli.exits import ExitCode, Failure
 from ocapn.cli.output import complain, debugging, logged
 from ocapn.cli.signals import SIGNALS
+from ocapn.cli.status import control_path
 from ocapn.cli.uris import read_bytes
 from ocapn.cli.wires import LISTEN_HELP, again, listening, traced
-from ocapn.errors import BadLocator
+from ocapn.control import control_socket
+from ocapn.errors import BadLocator, ConnectFailed
 from ocapn.model.locators import PeerLocator, SturdyRef
 from ocapn.netlayers.base import Netlayer
 from ocapn.peer import Peer, open_peer
@@ -110,6 +113,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "'ocapn serve' with it goes on where this one stops, however it stops; made if it is not there",
     )
     parser.add_argument(
+        "--control",
+        metavar="PATH",
+        help="the socket file over which 'ocapn status' asks how this peer is; with --baggage DIR, DIR.control by "
+        "default",
+    )
+    parser.add_argument(
         "--import",
         action="append",
         default=[],
@@ -148,7 +157,9 @@ def _run(given: argparse.Namespace) -> None:
         _imported(module)
     with logged("ocapn serve", verbose=given.verbose):
         if given.baggage is None:
-            SIGNALS.run(partial(_serve, traced(netlayers) if given.trace else netlayers, exports))
+            SIGNALS.run(
+                partial(_serve, traced(netlayers) if given.trace else netlayers, exports, given.control)
+            )
         else:
             _run_kept(given, urls, netlayers, exports)
 
@@ -163,14 +174,33 @@ def _run_kept(
             for netlayer, url in zip(netlayers, urls, strict=True)
         ]
         SIGNALS.run(
-            partial(_serve, traced(netlayers) if given.trace else netlayers, exports, baggage=baggage)
+            partial(
+                _serve,
+                traced(netlayers) if given.trace else netlayers,
+                exports,
+                given.control,
+                kept_in=given.baggage,
+                baggage=baggage,
+            )
         )
 
 
 async def _serve(
-    netlayers: Sequence[Netlayer], exports: Sequence[_Export], *, baggage: Any = None
+    netlayers: Sequence[Netlayer],
+    exports: Sequence[_Export],
+    control: str | None,
+    *,
+    kept_in: str | None = None,
+    baggage: Any = None,
 ) -> NoReturn:
-    async with open_peer(netlayers, baggage=baggage) as peer:
+    async with open_peer(netlayers, baggage=baggage) as peer, AsyncExitStack() as stack:
+        if control is not None:
+            await stack.enter_async_context(control_socket(peer, control))
+        elif kept_in is not None:
+            try:
+                await stack.enter_async_context(control_socket(peer, control_path(kept_in)))
+            except ConnectFailed as error:  # nobody has asked for it
+                complain(f"ocapn serve: 'ocapn status' will not work: {error}; --control takes another path")
         if baggage is None:
             sturdyrefs = [peer.export(export.make(), export.swiss) for export in exports]
         else:

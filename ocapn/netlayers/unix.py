@@ -29,7 +29,7 @@ class UnixNetlayer(Netlayer):
     transport = TRANSPORT
 
     def __init__(self, path: str | os.PathLike[str] | None = None, *, designator: str | None = None) -> None:
-        self._path = None if path is None else str(Path(path).absolute())
+        self._path = None if path is None else _absolute(path)
         self._drawn = designator is None
         self._designator = designator or secrets.token_hex(16)
         hints = {} if self._path is None else {"path": self._path}
@@ -43,19 +43,7 @@ class UnixNetlayer(Netlayer):
     async def listen(self, limits: Limits) -> Listener | None:
         if self._path is None:
             return None
-        await _remove_stale(self._path)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        # The file must never be there with wider permissions. The mask is the process's: it is put back at once.
-        old = os.umask(0o177)
-        try:
-            sock.bind(self._path)
-        except OSError as error:
-            sock.close()
-            raise ConnectFailed(f"cannot listen on the socket file {self._path}: {error}") from error
-        finally:
-            os.umask(old)
-        sock.listen(128)
-        return _UnixListener(trio.socket.from_stdlib_socket(sock), self._path, self.location, limits)
+        return _UnixListener(await SocketFile.make(self._path), self.location, limits)
 
     async def dial(self, locator: PeerLocator, limits: Limits) -> StreamChannel:
         path = locator.hints.get("path")
@@ -73,6 +61,46 @@ class UnixNetlayer(Netlayer):
                 f"cannot reach {locator.uri}: too many connections wait there to be accepted; try again later"
             ) from error
         return StreamChannel(stream, limits, SYRUP, binding=b"")
+
+
+class SocketFile:
+    """A socket file that this user alone can open, and that is listened on."""
+
+    def __init__(self, listener: trio.SocketListener, path: str) -> None:
+        self.listener = listener
+        self._path = path
+        self._inode = os.stat(path).st_ino
+
+    @classmethod
+    async def make(cls, path: str | os.PathLike[str]) -> SocketFile:
+        """Makes it with mode 0600, in the place of one that nobody listens on. Raises ConnectFailed."""
+        path = _absolute(path)
+        await _remove_stale(path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # The file must never be there with wider permissions. The mask is the process's: it is put back at once.
+        old = os.umask(0o177)
+        try:
+            sock.bind(path)
+        except OSError as error:
+            sock.close()
+            raise ConnectFailed(f"cannot listen on the socket file {path}: {error}") from error
+        finally:
+            os.umask(old)
+        sock.listen(128)
+        return cls(trio.SocketListener(trio.socket.from_stdlib_socket(sock)), path)
+
+    async def aclose(self) -> None:
+        """Removes the file, unless another has taken its place."""
+        try:
+            if os.stat(self._path).st_ino == self._inode:
+                os.unlink(self._path)
+        except OSError:
+            pass  # somebody removed it already
+        await self.listener.aclose()
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    return str(Path(path).absolute())
 
 
 async def _remove_stale(path: str) -> None:
@@ -106,22 +134,13 @@ async def _remove_stale(path: str) -> None:
 
 
 class _UnixListener(Listener):
-    def __init__(
-        self, sock: trio.socket.SocketType, path: str, location: PeerLocator, limits: Limits
-    ) -> None:
-        self._listener = trio.SocketListener(sock)
-        self._path = path
-        self._inode = os.stat(path).st_ino
+    def __init__(self, file: SocketFile, location: PeerLocator, limits: Limits) -> None:
+        self._file = file
         self._limits = limits
         self.location = location
 
     async def accept(self) -> StreamChannel:
-        return StreamChannel(await self._listener.accept(), self._limits, None, binding=b"")
+        return StreamChannel(await self._file.listener.accept(), self._limits, None, binding=b"")
 
     async def aclose(self) -> None:
-        try:
-            if os.stat(self._path).st_ino == self._inode:
-                os.unlink(self._path)
-        except OSError:
-            pass  # somebody removed it already
-        await self._listener.aclose()
+        await self._file.aclose()
