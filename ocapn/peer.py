@@ -538,9 +538,15 @@ class Peer:
                 )
             self.restored = tuple(found)
 
-    def _live_with(self, locator: PeerLocator) -> Session | None:
-        session = self._node.sessions.get(locator)
-        return None if session is None else self.public(session)
+    async def _live_with(self, locator: PeerLocator) -> Session:
+        """The session with a peer, once it has a connection."""
+        session = await self.connect(locator)
+        async with session.events() as events:
+            while not session._core.attached and session.ended is None:
+                await events.receive()
+        if session.ended is not None:
+            raise fresh(session.ended)
+        return session
 
     async def _listen(self) -> None:
         """Begins to listen wherever the peer can; from here on it knows its own locators."""

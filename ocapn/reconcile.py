@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final, Literal, final
 
 import attrs
@@ -10,7 +10,7 @@ import attrs
 from ocapn.captp.frames import terms_of
 from ocapn.captp.session import Session as CoreSession
 from ocapn.crypto import public_id
-from ocapn.errors import ConnectFailed, SessionEnded
+from ocapn.errors import SessionEnded
 from ocapn.model.locators import PeerLocator
 from ocapn.sessions import Session
 
@@ -85,16 +85,13 @@ class RestoredSession:
     outbox: int
     session: Session
     stored: dict[What, object] = attrs.field(repr=False)
-    _live: Callable[[PeerLocator], Session | None] = attrs.field(repr=False, alias="live")
+    _live: Callable[[PeerLocator], Awaitable[Session]] = attrs.field(repr=False, alias="live")
 
-    def reconcile(self) -> Difference:
-        """How the peer differs from what was stored. Raises ConnectFailed unless there is a live session with it.
-
-        If that is another session than this, its key is another too.
+    async def reconcile(self) -> Difference:
+        """How the peer differs from what was stored, once there is a live session with it: this, or if it is over,
+        another, whose key is another too. Dials if need be. Raises ConnectFailed, SessionEnded.
         """
-        live = self._live(self.peer)
-        if live is None:
-            raise ConnectFailed(f"there is no live session with {self.peer.uri} to compare: connect first")
+        live = await self._live(self.peer)
         now = facts(live._core)
         changes = tuple(
             Change(what, self.stored[what], now[what]) for what in _WHAT if self.stored[what] != now[what]

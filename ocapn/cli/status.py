@@ -62,7 +62,7 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     if connections:
         yield ""
         yield f"Connections that are kept: {len(connections):,}"
-        rows = [("status", "for", "failed", "next in", "peer", "")]
+        rows = [("status", "for", "failed", "next after", "peer")]
         for one in connections:
             delay = one["next_attempt_in"]
             rows.append(
@@ -72,10 +72,14 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
                     f"{one['attempts_failed']:,}",
                     "never" if delay is None else _time(delay) if one["attempts_failed"] else "",
                     one["peer"],
-                    one["cause"] or "",
                 )
             )
-        yield from _table(rows)
+        heads, *lines = _table(rows)
+        yield heads
+        for one, line in zip(connections, lines, strict=True):
+            yield line
+            if one["cause"]:
+                yield f"    {one['cause']}"
     yield ""
     yield f"Sessions: {len(sessions):,}"
     rows = [("status", "kept", "proved", "age", "heard", "outbox", "waiting", "methods", "peer")]

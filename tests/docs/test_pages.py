@@ -80,6 +80,37 @@ def test_the_first_program_of_the_readme_runs(tmp_path: Path) -> None:
     assert printed == "Hello, Alice!\n"
 
 
+def test_the_connection_of_the_readme_is_kept(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    server, client = tmp_path / "greeter.py", tmp_path / "kept.py"
+    server.write_text(blocks[0])
+    (kept,) = [block for block in blocks if block.startswith("# kept.py")]
+    client.write_text(kept)
+    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+
+    def printed(uri: str) -> str:
+        ran = subprocess.run(
+            [sys.executable, str(client), uri],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+            env=environment,
+        )
+        return ran.stdout
+
+    with subprocess.Popen(
+        [sys.executable, str(server)], stdout=subprocess.PIPE, text=True, env=environment
+    ) as served:
+        assert served.stdout is not None
+        uri = served.stdout.readline().strip()
+        try:
+            assert f"```\n{printed(uri)}```" in README
+        finally:
+            served.kill()
+    assert f"```\n{printed(uri)}```" in README
+
+
 def test_the_counter_of_the_readme_outlives_its_process(tmp_path: Path) -> None:
     program = tmp_path / "counter.py"
     program.write_text(re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[2])

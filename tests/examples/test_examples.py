@@ -23,6 +23,19 @@ SAID = {
         "Bob's peer has a session with Carol's: True",
     ],
     "attenuation": ["Draft", "Final", "no method is called 'write'"],
+    "supervision": [
+        "connecting → connected",
+        "tick 1",
+        "connected → expired",
+        "waiting: 1",
+        "tick 2",
+        "expired → connected",
+        "tick 3",
+        "connected → suspended",
+        "suspended → connected",
+        "restored: ocapn://clock.memory",
+        "changed: []",
+    ],
     "revocation": ["page 1", "Revoked: this was given for a while, and the while is over"],
 }
 
