@@ -52,8 +52,8 @@ class Supervisor(Protocol):
 
     policy: Reconnect
 
-    def arrived(self) -> None:
-        """There is a session with the peer."""
+    def arrived(self, session: CoreSession) -> None:
+        """There is a session with the peer, or it has a connection again."""
 
     def failed(self, error: OCapNError, attempt: int, delay: float) -> None:
         """An attempt to resume the session has failed; the next waits for `delay` seconds, or never comes."""
@@ -143,8 +143,8 @@ class Dialler:
         self._nursery = nursery
         for session in list(self._redials):
             nursery.start_soon(self._redial, session)
-        for locator in list(self._wanted):
-            nursery.start_soon(self._dial, locator)
+        for locator, wanted in list(self._wanted.items()):
+            nursery.start_soon(self._dial, locator, wanted)
 
     def stop(self) -> None:
         """The peer is closing: nobody is dialled any more."""
@@ -172,17 +172,21 @@ class Dialler:
         if wanted is None:
             wanted = self._wanted[locator] = _Wanted()
             if self._nursery is not None:
-                self._nursery.start_soon(self._dial, locator)
+                self._nursery.start_soon(self._dial, locator, wanted)
         wanted.callbacks.append(callback)
 
     def session_now(self, locator: PeerLocator) -> CoreSession | None:
         """The session with a peer, live or suspended, if there is one."""
         return self._peer.node.session_with(locator)
 
-    def hurry(self, session: CoreSession) -> None:
-        """Somebody wants the session: if it is suspended, its peer is dialled at once."""
-        if session in self._redials:
-            self._redials[session].hurry.set()
+    def hurry(self, session: CoreSession, *, anew: bool = False) -> None:
+        """Somebody wants the session: if it is suspended, its peer is dialled at once. `anew`: attempts so far do not
+        count any more."""
+        redial = self._redials.get(session)
+        if redial is not None:
+            redial.hurry.set()
+            if anew:
+                redial.attempts = 0
 
     def fraction(self) -> float:
         """A random number from 0 up to 1."""
@@ -229,17 +233,16 @@ class Dialler:
                 other.attempt.cancel()
         supervisor = self.supervisors.get(session.location)
         if supervisor is not None:
-            supervisor.arrived()
+            supervisor.arrived(session)
         wanted = self._wanted.pop(session.location, None)
         if wanted is None:
             return False
         wanted.settle(session)
         return True
 
-    async def _dial(self, locator: PeerLocator) -> None:
+    async def _dial(self, locator: PeerLocator, wanted: _Wanted) -> None:
         """Dials until there is a session, or says why there is none."""
-        wanted = self._wanted.get(locator)
-        if wanted is None:
+        if self._wanted.get(locator) is not wanted:
             return  # it came in before this task began; who wanted it was told
         try:
             with wanted.scope:
@@ -342,11 +345,11 @@ class Dialler:
                     await redial.hurry.wait()
                 if self._over(session):
                     break
+                redial.hurry = trio.Event()  # whoever hurries from now on wants another attempt
                 try:
                     connection = await self._resumed(session, first=not redial.attempts)
                 except OCapNError as error:
                     log.info("resume of the session with %s: %s", shown(session.location.uri), shown(error))
-                    redial.hurry = trio.Event()
                     redial.attempts += 1
                     delay = self._delay(session, redial, error)
                 else:

@@ -83,7 +83,7 @@ class Tenure:
         core.renewed = self._gate.used = core.node.now()
         if self._gate.closed and core.ended is None:
             self._gate.open()
-            core.node.event(self._public.tell)
+            self._public.tell_soon()
         self._changed.set()
 
     @property
@@ -94,38 +94,40 @@ class Tenure:
         return (life, "life") if life <= idle else (idle, "idle")
 
     async def run(self) -> None:
-        while not self.over.is_set():
+        while self._core.ended is None:
             ends, why = self.ends
-            if not self._gate.closed and self._core.node.now() >= ends:
+            if self._core.node.now() >= ends:
                 await self._expire(why)
                 continue
             self._changed = trio.Event()
             with trio.move_on_at(ends):
                 await self._any(self.over, self._changed)
+        await self.over.wait()  # what has ended it may not be on disk yet
 
     async def _expire(self, why: Why) -> None:
         core, gate, lease = self._core, self._gate, self.lease
+        until = core.node.now() + lease.within
         gate.closed = True
-        core.node.event(self._public.tell)
+        self._public.tell_soon()
         with trio.move_on_after(lease.within):
             async with trio.open_nursery() as nursery:
                 if lease.on_reauthorise is not None:
-                    nursery.start_soon(self._ask, why, nursery.cancel_scope)
-                while gate.closed and not self.over.is_set():
+                    nursery.start_soon(self._ask, why, until, nursery.cancel_scope)
+                while gate.closed and core.ended is None:
                     self._changed = trio.Event()
                     await self._any(self.over, self._changed)
                 nursery.cancel_scope.cancel()
-        if gate.closed and not self.over.is_set():
+        if gate.closed:
             core.expire(f"the time of the session is over: {_WHY[why]}")
 
-    async def _ask(self, why: Why, scope: trio.CancelScope) -> None:
+    async def _ask(self, why: Why, until: float, scope: trio.CancelScope) -> None:
         assert self.lease.on_reauthorise is not None
         try:
             renewed = await self.lease.on_reauthorise(self._public, why)
         except Exception:
             log.exception("on_reauthorise for the session with %s", shown(self._core.location.uri))
             renewed = False
-        if renewed:
+        if renewed and self._core.node.now() < until:  # it may have ignored that its time was over
             self.renew()
         scope.cancel()
 

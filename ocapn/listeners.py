@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Final, Generic, TypeVar, final
+from weakref import ref
 
 import trio
 
@@ -14,14 +15,18 @@ _EVENTS: Final = 64
 
 
 class _Listener(Generic[T]):
-    __slots__ = ("missed", "send")
+    __slots__ = ("_receive", "missed", "send")
 
-    def __init__(self, send: trio.MemorySendChannel[T]) -> None:
+    def __init__(self, send: trio.MemorySendChannel[T], receive: trio.MemoryReceiveChannel[T]) -> None:
         self.send = send
+        self._receive = ref(receive)
         self.missed = 0
 
     def tell(self, make: Callable[[int], T]) -> bool:
-        """Whether it still listens."""
+        """Whether it still listens: it may also have let go of the channel without closing it."""
+        if self._receive() is None:
+            self.send.close()
+            return False
         try:
             self.send.send_nowait(make(self.missed))
         except trio.WouldBlock:
@@ -49,7 +54,7 @@ class Listeners(Generic[T]):
         if self._over:
             send.close()
         else:
-            self._listeners.append(_Listener(send))
+            self._listeners.append(_Listener(send, receive))
         return receive
 
     def tell(self, make: Callable[[int], T]) -> None:

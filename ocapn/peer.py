@@ -166,6 +166,7 @@ class Peer:
                 raise RemoteError("no object has that swiss number")
             return await found if isinstance(found, Promise) else found
         session = await self._dialler.session_with(sturdyref.peer)
+        await self.public(session).renewed()
         question = session.deliver(session.bootstrap, [FETCH, sturdyref.swiss])
         self._show()  # this task waits next: nothing is gained by another pass of the loop
         return await cast(Promise, question.handle())
@@ -336,9 +337,6 @@ class Peer:
     def _invoke(self, turn: Turn) -> object:
         target = turn.target
         assert isinstance(target, Target)
-        source = turn.source
-        if source is not None and source.gate is not None:
-            source.gate.used = trio.current_time()
         result = target._ocapn_call(turn.args)
         kind = type(result)
         if result is None or kind is int or kind is str or kind is bool:
@@ -386,18 +384,17 @@ class Peer:
         public = self._publics.get(session)
         if public is None:
             public = self._publics[session] = Session(session)
-            self.limit(public, self._lease_with(session.location))
+            connection = self._connected.get(session.location)
+            self.limit(public, None if connection is None else connection.policy.lease)
         return public
 
-    def _lease_with(self, location: PeerLocator) -> Lease | None:
-        connection = self._connected.get(location)
-        return self._lease if connection is None else connection.policy.lease or self._lease
-
     def limit(self, public: Session, lease: Lease | None) -> None:
-        """The session may be used as long as the lease says; None: as it was."""
-        if lease is None or public.ended is not None:
-            return
+        """The session may be used as long as the lease says; None: as that of this peer does."""
+        lease = lease or self._lease
         tenure = self._tenures.get(public)
+        if public.ended is not None or (lease is None and tenure is None):
+            return
+        lease = lease or Lease()
         if tenure is not None:
             tenure.change(lease)
             return
@@ -407,13 +404,20 @@ class Peer:
 
     def _status(self, session: CoreSession) -> None:
         """A session was cut, has resumed or has ended: who listens is told, once that is committed."""
+        if session.ended is not None:
+            self._dialler.hurry(session)  # nobody has to dial for it any more
         public = self._publics.get(session)
         if public is not None:
-            self._node.event(public.tell)
+            public.tell_soon()
 
     async def _watch_over(self, public: Session, tenure: Tenure) -> None:
+        current_node.set(self._node)  # whoever has begun the session
         await tenure.run()
         del self._tenures[public]
+
+    def sessions_with(self, locator: PeerLocator) -> list[Session]:
+        """All that have not ended: one may be suspended beside a live one."""
+        return [session for session in self.sessions if session.location == locator]
 
     def reads(self, session: CoreSession) -> bool:
         """Whether what its peer sends is read: not while turns are behind."""

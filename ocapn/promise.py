@@ -15,6 +15,7 @@ import trio
 from ocapn.captp.delivery import (
     FULFILLED,
     PENDING,
+    HeldVow,
     LocalTarget,
     Message,
     PromiseHandle,
@@ -99,10 +100,19 @@ def _send(receiver: object, args: list[object], named: bool = False) -> Promise:
     except NotPassable as error:
         raise _explained(error, args, named, node) from None
     except Held as held:
-        answer = _held(held, receiver, Message(copy_args(args, node.limits), Vow(node), None))
+        answer = HeldVow(node, held.gate)
+        answer = _held(held, receiver, Message(_held_args(args, named, node), answer, None))
     except (SessionEnded, Backpressure, TooBusy) as error:
         answer = broken(node, error)
     return cast(Promise, answer.handle())
+
+
+def _held_args(args: list[object], named: bool, node: Node) -> list[object]:
+    """The arguments of a message that waits. Raises NotPassable."""
+    try:
+        return copy_args(args, node.limits)
+    except NotPassable as error:
+        raise _explained(error, args, named, node) from None
 
 
 def _held(held: Held, receiver: object, item: Sent) -> Vow:
@@ -130,6 +140,8 @@ def _send_to_vow(vow: Vow, args: list[object]) -> Vow:
     if vow.state == FULFILLED and isinstance(vow.value, RefHandle):
         slot = vow.value._import
         return slot.session.deliver(slot.recipient, args)
+    if type(vow) is HeldVow:
+        vow.passes()
     answer = Vow(vow.node)
     vow.add(Message(copy_args(args, vow.node.limits), answer, None))
     return answer
@@ -152,11 +164,13 @@ def _send_only(receiver: object, args: list[object], named: bool = False) -> Non
                 slot = vow.value._import
                 slot.session.deliver_only(slot.recipient, args)
             else:
+                if type(vow) is HeldVow:
+                    vow.passes()
                 vow.add(Message(copy_args(args, node.limits), None, None))
     except NotPassable as error:
         raise _explained(error, args, named, node) from None
     except Held as held:
-        failure = held_back(held, Message(copy_args(args, node.limits), None, None), _vow_of(receiver))
+        failure = held_back(held, Message(_held_args(args, named, node), None, None), _vow_of(receiver))
         if failure is not None:
             raise failure from None
     except SessionEnded as error:
@@ -415,10 +429,12 @@ def _part(receiver: object, kind: int, key: str | int) -> Promise:
             vow.used = True
             answer: Vow = vow.session.select(vow.recipient, kind, key)
         else:
+            if type(vow) is HeldVow:
+                vow.passes()
             answer = Vow(node)
             vow.add(Selection(kind, key, answer))
     except Held as held:
-        answer = _held(held, receiver, Selection(kind, key, Vow(node)))
+        answer = _held(held, receiver, Selection(kind, key, HeldVow(node, held.gate)))
     except (SessionEnded, Backpressure, TooBusy) as error:
         answer = broken(node, error)
     return cast(Promise, answer.handle())

@@ -119,6 +119,19 @@ class Session:
             raise RuntimeError("the session has no lease: it lasts until somebody ends it")
         self.tenure.renew()
 
+    async def renewed(self) -> None:
+        """Returns when the time of the session is not over. Raises SessionEnded."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        async with self.events() as events:
+            while self.status == "expired":
+                async for event in events:
+                    if event.status != "expired":
+                        break
+                else:
+                    break
+        if self._core.ended is not None:
+            raise fresh(self._core.ended)
+
     @property
     def waiting(self) -> int:
         """How many messages wait for the session to be renewed."""
@@ -147,9 +160,12 @@ class Session:
         send.close()
         return receive
 
-    def tell(self) -> None:
-        """The status has changed."""
+    def tell_soon(self) -> None:
+        """The status has changed: who listens is told, once what has changed it is committed."""
         status, why = self.status, self._core.ended
+        self._core.node.event(lambda: self._tell(status, why))
+
+    def _tell(self, status: Status, why: SessionEnded | None) -> None:
         self._listeners.tell(lambda missed: SessionEvent(status, why, missed))
         if why is not None:
             self.tell_no_more()

@@ -12,7 +12,7 @@ from typing import Final, Literal, Protocol, final
 import attrs
 import trio
 
-from ocapn.captp.bootstrap import FETCH
+from ocapn.captp.bootstrap import FETCH, KEEPALIVE
 from ocapn.captp.node import Node
 from ocapn.captp.session import Session as CoreSession
 from ocapn.dialling import Dialler
@@ -21,6 +21,7 @@ from ocapn.errors import (
     ConnectFailed,
     Disconnected,
     OCapNError,
+    SessionEnded,
     SessionExpired,
     SessionLost,
     fresh,
@@ -43,6 +44,7 @@ TRANSITIONS: Final[Mapping[tuple[ConnectionStatus, Happening], ConnectionStatus]
     ("disconnected", "asked"): "connecting",
     ("connecting", "live"): "connected",
     ("connecting", "cut"): "suspended",
+    ("connecting", "expired"): "expired",
     ("connecting", "failed"): "connecting",
     ("connecting", "spent"): "given_up",
     ("connecting", "left"): "disconnected",
@@ -61,6 +63,7 @@ TRANSITIONS: Final[Mapping[tuple[ConnectionStatus, Happening], ConnectionStatus]
     ("suspended", "left"): "disconnected",
     ("reconnecting", "live"): "connected",
     ("reconnecting", "cut"): "suspended",
+    ("reconnecting", "expired"): "expired",
     ("reconnecting", "failed"): "reconnecting",
     ("reconnecting", "spent"): "given_up",
     ("reconnecting", "left"): "disconnected",
@@ -79,9 +82,6 @@ TRANSITIONS: Final[Mapping[tuple[ConnectionStatus, Happening], ConnectionStatus]
 }
 
 _HAPPENS: Final[Mapping[str, Happening]] = {"live": "live", "suspended": "cut", "expired": "expired"}
-
-#: A swiss number that is asked for so that the peer answers, whatever it has.
-KEEPALIVE: Final = b"ocapn-keepalive"
 
 
 @final
@@ -122,7 +122,10 @@ class Owner(Protocol):
         """The application's end of a session."""
 
     def limit(self, public: Session, lease: Lease | None) -> None:
-        """The session may be used as long as the lease says; None: as it was."""
+        """The session may be used as long as the lease says; None: as that of the peer does."""
+
+    def sessions_with(self, locator: PeerLocator) -> list[Session]:
+        """All that have not ended: one may be suspended beside a live one."""
 
     def reads(self, session: CoreSession) -> bool:
         """Whether what its peer sends is read: not while turns are behind."""
@@ -151,6 +154,8 @@ class SupervisedConnection:
         self._changed = trio.Event()
         #: Set when an attempt is not to wait any longer.
         self._hurry = trio.Event()
+        #: Cancelled when there is another session than the one that is suspended.
+        self._staying = trio.CancelScope()
         self._scope = trio.CancelScope()
         self._failed = 0  # attempts in a row; a session that ends soon counts as one
         self._begun = -math.inf  # when there was a session
@@ -209,7 +214,7 @@ class SupervisedConnection:
             if session.status == "suspended":
                 self._step("asked", session=session)
                 self._step("cut", session=session)
-                self._dialler.hurry(session._core)
+                self._dialler.hurry(session._core, anew=True)
             return
         self._failed = 0
         self._step("asked")
@@ -217,9 +222,8 @@ class SupervisedConnection:
 
     def disconnect(self, reason: str = "disconnected") -> None:
         """Ends the session, and dials no more: its references break, on both sides and for good."""
-        session = self._snapshot.session
         self.stop()
-        if session is not None:
+        for session in self._peer.sessions_with(self.peer):
             session.end(reason)
 
     # For the peer that it belongs to
@@ -231,9 +235,12 @@ class SupervisedConnection:
             self._scope.cancel()
             self._listeners.close()
 
-    def arrived(self) -> None:
-        """There is a session with the peer."""
+    def arrived(self, session: CoreSession) -> None:
+        """There is a session with the peer, or it has a connection again."""
         self._hurry.set()
+        mine = self._snapshot.session
+        if mine is not None and mine._core is not session and not mine._core.attached:
+            self._staying.cancel()
 
     def failed(self, error: OCapNError, attempt: int, delay: float) -> None:
         """An attempt to resume the session has failed."""
@@ -248,11 +255,10 @@ class SupervisedConnection:
                 session = await self._dialled()
                 if session is not None:
                     await self._stay(session)
-                while self.status in ("expired", "given_up"):
+                # If the peer comes by itself, that is as good.
+                while self.status in ("expired", "given_up") and self._dialler.session_now(self.peer) is None:
                     self._hurry = trio.Event()
                     await self._hurry.wait()
-                    if self.status == "given_up" and self._dialler.session_now(self.peer) is not None:
-                        break  # the peer has come by itself
 
     # How it goes
 
@@ -278,7 +284,7 @@ class SupervisedConnection:
         """The session with the peer; None if it is given up."""
         while True:
             self._hurry = trio.Event()
-            if self.status != "given_up":  # else the peer has come by itself
+            if self.status in ("connecting", "reconnecting"):  # else the peer has come by itself
                 with trio.move_on_after(self._snapshot.delay):
                     await self._hurry.wait()
                     self._failed = 0
@@ -308,24 +314,27 @@ class SupervisedConnection:
         self._begun = trio.current_time()
         self._peer.limit(session, self.policy.lease)
         async with trio.open_nursery() as nursery:
+            self._staying = nursery.cancel_scope
             if self.policy.keepalive is not None:
                 nursery.start_soon(self._keep_alive, session._core, self.policy.keepalive)
             async with session.events() as events:
-                self._look_at(session)
-                async for _ in events:
-                    self._look_at(session)
+                if session.ended is None:
+                    self._becomes(session, session.status, None)
+                async for event in events:
+                    self._becomes(session, event.status, event.why)
             nursery.cancel_scope.cancel()
 
-    def _look_at(self, session: Session) -> None:
-        """The session has changed: so has the connection."""
-        why = session.ended
+    def _becomes(self, session: Session, status: str, why: SessionEnded | None) -> None:
+        """The session has become so: the connection has, too."""
         if why is None:
-            what = _HAPPENS[session.status]
+            what = _HAPPENS[status]
+            if self.status == "expired" and what == "cut":
+                self._dialler.hurry(session._core, anew=True)
             if self.status != TRANSITIONS.get((self.status, what), self.status):
                 self._step(what, self._cause(session) if what == "cut" else None, session=session)
         elif session.left:
             self.stop()
-        elif isinstance(why, SessionLost):
+        elif isinstance(why, SessionLost) and not session._core.unused:
             self._step("lost", why)
         elif self.status == "expired" or trio.current_time() - self._begun >= self.policy.cap:
             self._failed = 0
@@ -340,24 +349,24 @@ class SupervisedConnection:
 
     async def _keep_alive(self, session: CoreSession, limit: float) -> None:
         """Asks a peer that says nothing for an answer, and gives its connection up if there is none."""
-        asked = -math.inf
+        asked = -math.inf  # when, if nothing was heard since
         question: object = None  # held: an answer that nobody wants may be released before it comes
         while session.ended is None:
             now, heard = trio.current_time(), session.last_heard
             until = now + limit / 2
             if session.attached and self._peer.reads(session):
-                if now >= heard + limit:
+                if asked <= heard and now >= heard + limit / 2:
+                    asked = now
+                    question = self._ask(session)
+                if asked <= heard:
+                    until = heard + limit / 2
+                elif now < asked + limit / 2:
+                    until = asked + limit / 2
+                else:
                     session.disconnected(
                         f"nothing was heard from the peer for {limit:g} s, though it was asked"
                     )
                     self._peer.pump()
-                elif now >= heard + limit / 2:
-                    if asked < heard:
-                        asked = now
-                        question = self._ask(session)
-                    until = heard + limit
-                else:
-                    until = heard + limit / 2
             await trio.sleep_until(until)
         del question
 

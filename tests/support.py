@@ -13,23 +13,33 @@ import trio.testing
 P = ParamSpec("P")
 
 
-def trio_test(function: Callable[P, Awaitable[None]]) -> Callable[P, None]:
+def trio_test_within(
+    seconds: float,
+) -> Callable[[Callable[P, Awaitable[None]]], Callable[P, None]]:
     """Runs an async test on a mock clock that jumps over every wait, so that no test sleeps.
 
-    It may take two hours of that clock: a test that waits for what never comes fails, and does not hang.
+    It may take so many seconds of that clock: a test that waits for what never comes fails, and does not hang.
     """
 
-    @functools.wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        async def bounded() -> None:
-            with trio.fail_after(7200):
-                await function(*args, **kwargs)
+    def decorate(function: Callable[P, Awaitable[None]]) -> Callable[P, None]:
+        @functools.wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> None:
+            async def bounded() -> None:
+                with trio.fail_after(seconds):
+                    await function(*args, **kwargs)
 
-        trio.run(bounded, clock=trio.testing.MockClock(autojump_threshold=0))
+            trio.run(bounded, clock=trio.testing.MockClock(autojump_threshold=0))
 
-    del run.__wrapped__  # pytest would look through it and see a coroutine
-    run.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
-    return run
+        del run.__wrapped__  # pytest would look through it and see a coroutine
+        run.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def trio_test(function: Callable[P, Awaitable[None]]) -> Callable[P, None]:
+    """The same, within two hours of that clock."""
+    return trio_test_within(7200)(function)
 
 
 def trio_test_real(function: Callable[P, Awaitable[None]]) -> Callable[P, None]:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 FETCH: Final = Symbol("fetch")
 FULFILL: Final = Symbol("fulfill")
 BREAK: Final = Symbol("break")
+#: A swiss number that is asked for so that the peer answers, whatever it has (spec/supervision.md, Keepalive).
+KEEPALIVE: Final = b"ocapn-keepalive"
 
 
 @final

@@ -22,7 +22,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref as weakref
 
-from ocapn.captp.gate import Held
+from ocapn.captp.gate import Gate, Held
 from ocapn.codec.operations import ANSWER, GET, INDEX
 from ocapn.errors import OCapNError, PassableError, RemoteError, fresh
 from ocapn.model.values import Tagged
@@ -210,11 +210,14 @@ class Message(Sent):
         answer = self.answer
         # What other peers send on must not end a session whose peer reads slowly: it meets Backpressure.
         forwarded = self.source is None
+        # What its peer sends to itself, through here, is nothing that this side sends it.
+        own = self.source is session
         try:
             if answer is None:
-                session.deliver_only(recipient, self.args, forwarded=forwarded)
+                (session.say if own else session.deliver_only)(recipient, self.args, forwarded=forwarded)
             else:
-                answer.resolve(session.deliver(recipient, self.args, forwarded=forwarded).handle())
+                ask = session.ask if own else session.deliver
+                answer.resolve(ask(recipient, self.args, forwarded=forwarded).handle())
         except OCapNError as error:
             failure = held_back(error, self, vow)
             if failure is not None:
@@ -457,6 +460,21 @@ class Vow:
             other.listen()  # if it follows this one, messages would go round between the two peers for ever
 
 
+class HeldVow(Vow):
+    """The answer to a message that waits in a gate: what is sent to it waits there too, while that is closed."""
+
+    __slots__ = ("gate",)
+
+    def __init__(self, node: Node, gate: Gate) -> None:
+        super().__init__(node)
+        self.gate = gate
+
+    def passes(self) -> None:
+        """Raises Held."""
+        if self.state == PENDING and self.gate.closed:
+            raise Held(self.gate)
+
+
 class RemoteVow(Vow):
     """A promise that the peer of `session` resolves: an answer we asked for, or a promise it exported."""
 
@@ -495,6 +513,9 @@ class RemoteVow(Vow):
     def told(self, value: object) -> None:
         """The peer fulfilled the promise with `value`."""
         if self.state != PENDING:
+            return
+        gate = self.session.gate
+        if gate is not None and gate.told(self, value):
             return
         if self.used and not self.asked_again and not self.released and self._elsewhere(value):
             self.asked_again = True

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, final
 from ocapn.errors import OCapNError, SessionExpired
 
 if TYPE_CHECKING:
-    from ocapn.captp.delivery import PromiseHandle, Sent, Vow
+    from ocapn.captp.delivery import PromiseHandle, RemoteVow, Sent, Vow
 
 
 @final
@@ -34,14 +34,14 @@ class Gate:
     def __init__(self, room: int, now: Callable[[], float]) -> None:
         self.room = room
         self._now = now
-        #: What was sent, and to which promise; the handle keeps that in use.
-        self._waiting: deque[tuple[Sent, Vow, PromiseHandle]] = deque()
+        #: What was sent, and to which promise; the handle keeps that in use. Without a message: what the peer has told.
+        self._waiting: deque[tuple[Sent | None, Vow, PromiseHandle, object]] = deque()
         self.closed = False
         #: When the application, or the peer's, last sent something to the other.
         self.used = now()
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return sum(1 for item, *_ in self._waiting if item is not None)
 
     def passes(self) -> None:
         """The application sends something. Raises Held."""
@@ -51,26 +51,38 @@ class Gate:
 
     def hold(self, item: Sent, vow: Vow) -> None:
         """It was sent to `vow`, which has become, or may become, something of the peer. Raises SessionExpired."""
-        if len(self._waiting) >= self.room:
+        if len(self) >= self.room:
             raise SessionExpired(
                 f"the time of the session is over, and {self.room} messages wait for it to be renewed already"
             )
-        self._waiting.append((item, vow, vow.handle()))
+        self._waiting.append((item, vow, vow.handle(), None))
         if vow.node.keeper is not None:
             item.moves(vow)
+
+    def told(self, vow: RemoteVow, value: object) -> bool:
+        """The peer has fulfilled a promise of its own. Whether that waits, as messages to it do: else what is sent to
+        `value` itself would overtake them."""
+        if self.closed and any(one is vow for _, one, _, _ in self._waiting):
+            self._waiting.append((None, vow, vow.handle(), value))
+            return True
+        return False
 
     def open(self) -> None:
         """The session goes on: what waits is sent."""
         self.closed = False
         self.used = self._now()
         while self._waiting and not self.closed:
-            item, vow, _ = self._waiting.popleft()
-            vow.end().add(item)
+            item, vow, _, value = self._waiting.popleft()
+            if item is not None:
+                vow.end().add(item)
+            else:
+                vow.told(value)  # type: ignore[attr-defined]  # a RemoteVow
 
     def drop(self, error: BaseException) -> None:
         """The session does not go on: what waits breaks."""
         waiting, self._waiting = self._waiting, deque()
-        for item, vow, _ in waiting:
-            if item.answer is None:
-                vow.node.log_lost(error, item.source)
-            item.drop(error)
+        for item, vow, _, _ in waiting:
+            if item is not None:
+                if item.answer is None:
+                    vow.node.log_lost(error, item.source)
+                item.drop(error)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, final
 
-from ocapn.captp.bootstrap import Bootstrap, ResolverTarget, resolve
+from ocapn.captp.bootstrap import KEEPALIVE, Bootstrap, ResolverTarget, resolve
 from ocapn.captp.delivery import (
     PENDING,
     LocalTarget,
@@ -82,6 +82,8 @@ class Receiver:
                     f"a message to export {position}, which was never exported or is freed"
                 )
             target = slot.value
+        if session.gate is not None and type(target) is not RemoteVow and args[1:2] != [KEEPALIVE]:
+            session.gate.used = session.node.now()
         if operation.references:
             bootstrap = target is self.bootstrap
             self._incoming(args, bootstrap)
@@ -166,6 +168,8 @@ class Receiver:
 
     def _select(self, operation: Select) -> None:
         receiver = self._recipient(operation.receiver)
+        if self._session.gate is not None:
+            self._session.gate.used = self._session.node.now()
         answer = Vow(self._session.node)
         self._session.tables.answer(operation.answer, answer)
         if isinstance(receiver, LocalTarget):

@@ -444,7 +444,7 @@ class Session:
     def agree(self, args: list[object]) -> list[object]:
         """The peer asks for a durable session: what we offer. Raises RemoteError if there will be none."""
         frames = self.frames
-        if frames is None or frames.agreement is not Agreement.UNDECIDED:
+        if self.ended is not None or frames is None or frames.agreement is not Agreement.UNDECIDED:
             raise RemoteError("this session is not to be durable, or is already")
         if self.node.knows_key(self.peer_key):
             self.ordinary()
@@ -486,6 +486,12 @@ class Session:
     def durable(self) -> bool:
         """Whether the session survives its connection."""
         return self.frames is not None and self.frames.agreement is Agreement.AGREED
+
+    @property
+    def unused(self) -> bool:
+        """Whether nothing was sent, either way, but what a durable session is agreed on with."""
+        frames = self.frames
+        return frames is not None and frames.sent <= 1 and frames.taken <= 1
 
     @property
     def heard_lately(self) -> bool:

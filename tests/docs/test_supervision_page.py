@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import get_args
 
 from ocapn import Lease, Reconnect
+from ocapn.captp.bootstrap import KEEPALIVE
 from ocapn.control import VERSION
 from ocapn.listeners import _EVENTS
 from ocapn.reconcile import What
-from ocapn.supervision import KEEPALIVE, TRANSITIONS, ConnectionStatus, Happening
+from ocapn.supervision import TRANSITIONS, ConnectionStatus, Happening
 from tests.docs.test_pages import _rows
 
 PAGE = (Path(__file__).resolve().parents[2] / "spec" / "supervision.md").read_text()

@@ -226,7 +226,7 @@ async def test_what_is_sent_to_promises_waits_too() -> None:
         await settle()
         assert inner.seen == []
         assert not is_settled(queued)
-        assert between(a, b).waiting == 3  # `get`, `note`, and what was queued; the others wait for the first
+        assert between(a, b).waiting == 6
         desk.says(True)
         assert await number == 7
         assert await piped == "x"

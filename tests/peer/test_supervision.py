@@ -253,6 +253,7 @@ async def test_a_lost_session_is_for_the_application_to_begin_anew() -> None:
     async with peer(network, "b") as b, peer(network, "a") as a:
         connection = await a.connect(B, PLAIN)
         session = await connection.session()
+        await E(await far(b, a, Echo())).echo(1)
         await agreed(a, b)
         network.cut("a", "b")
         between(b, a)._core.lose("for the test")

@@ -1,0 +1,1 @@
+"""Months in minutes: supervised peers on a mock clock, with everything that happens to them."""
