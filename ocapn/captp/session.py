@@ -489,9 +489,8 @@ class Session:
 
     @property
     def unused(self) -> bool:
-        """Whether nothing was sent, either way, but what a durable session is agreed on with."""
-        frames = self.frames
-        return frames is not None and frames.sent <= 1 and frames.taken <= 1
+        """Whether nothing was sent from here but what a durable session is agreed on with: one frame, or two."""
+        return self.frames is not None and self.frames.sent <= (1 if self.dialled else 2)
 
     @property
     def heard_lately(self) -> bool:

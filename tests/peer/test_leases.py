@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from typing import Any
 
 import pytest
 import trio
 
+import durable
 from ocapn import (
     Backpressure,
     E,
     Lease,
+    MemoryNetlayer,
     MemoryNetwork,
+    NotPassable,
     Reconnect,
     Session,
     SessionEnded,
@@ -21,13 +25,17 @@ from ocapn import (
     field,
     is_settled,
     make_promise,
+    open_peer,
     send_only,
+    untag,
 )
+from ocapn.leases import Tenure
+from ocapn.references import current_node
 from ocapn.testing import linked_peers
 from tests.peer.support import Box, Echo, Gate, Recorder, between, far, settle
 from tests.peer.test_durable import agreed
 from tests.peer.test_supervision import B, apart, peer, status, steps, until
-from tests.support import trio_test
+from tests.support import trio_test, trio_test_real
 
 
 class Desk:
@@ -357,3 +365,287 @@ async def test_a_century_is_a_life() -> None:
         ref = await far(b, a, Echo())
         await trio.sleep(3600)
         assert await E(ref).echo(1) == 1
+
+
+# What an attack has found
+
+
+@trio_test
+async def test_what_a_promise_becomes_is_not_overtaken() -> None:
+    """A message to a promise of the peer waits; the promise becomes an object of ours, to which one sends directly."""
+    desk = Desk()
+    network = MemoryNetwork()
+    lease = Lease(life=10.0, on_reauthorise=desk)
+    async with peer(network, "b") as b, peer(network, "a", lease=lease) as a:
+        gate, mine = Gate(), Recorder()
+        ref = await far(b, a, gate)
+        await trio.sleep(9.0)
+        promise = E(ref).wait(mine)
+        await trio.sleep(2.0)
+        assert status(between(a, b)) == "expired"
+        send_only(promise).note(1)
+        gate.opened.set()
+        await settle()
+        assert not is_settled(promise)
+        send_only(promise).note(2)
+        desk.says(True)
+        assert await promise is mine
+        send_only(mine).note(3)
+        await trio.sleep(1.0)
+        assert mine.seen == [1, 2, 3]
+
+
+@trio_test
+async def test_what_the_peer_sends_to_itself_through_here_is_not_held() -> None:
+    network = MemoryNetwork()
+    async with peer(network, "b") as b, peer(network, "a", lease=Lease(life=10.0, within=1000.0)) as a:
+        theirs = Recorder()
+        ours = await far(b, a, theirs)
+        pending, resolver = make_promise()
+        promise = await far(a, b, Box({"later": pending}))
+        later = field(E(promise).get(), "later")
+        await trio.sleep(11.0)
+        assert status(between(a, b)) == "expired"
+        send_only(later).note(1)
+        await settle()
+        resolver.fulfill(ours)
+        assert await later is theirs
+        send_only(later).note(2)
+        await settle()
+        assert theirs.seen == [1, 2]
+
+
+@trio_test
+async def test_all_that_waits_counts() -> None:
+    """Also what is pipelined on an answer that has not been asked for yet."""
+    desk = Desk()
+    network = MemoryNetwork()
+    lease = Lease(life=10.0, queue=3, on_reauthorise=desk)
+    async with peer(network, "b") as b, peer(network, "a", lease=lease) as a:
+        recorder = Recorder()
+        ref = await far(b, a, Box(recorder))
+        await trio.sleep(11.0)
+        answer = E(ref).get()
+        notes = [E(answer).note(number) for number in range(10)]
+        parts = [field(answer, "x"), untag(answer, "y")]
+        assert between(a, b).waiting == 3
+        for late in (*notes[2:], *parts):
+            with pytest.raises(SessionExpired):
+                await late
+        desk.says(True)
+        for note in notes[:2]:
+            await note
+        assert recorder.seen == [0, 1]
+
+
+@trio_test
+async def test_enlivening_waits_for_the_renewal() -> None:
+    desk = Desk()
+    network = MemoryNetwork()
+    async with peer(network, "b") as b, peer(network, "a", lease=Lease(life=10.0, on_reauthorise=desk)) as a:
+        sturdyref = b.export(Echo())
+        await a.enliven(sturdyref)
+        for answer in (True, False):
+            await trio.sleep(11.0)
+            results: list[Any] = []
+
+            async def enliven(results: list[Any] = results) -> None:
+                try:
+                    results.append(await a.enliven(sturdyref))
+                except SessionExpired as error:
+                    results.append(error)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(enliven)
+                await trio.sleep(1.0)
+                assert results == []
+                desk.says(answer)
+            assert isinstance(results[0], SessionExpired) is not answer
+
+
+@trio_test
+async def test_a_gift_of_a_peer_whose_session_has_expired_is_withdrawn() -> None:
+    async with linked_peers("a", "b", "c", lease=Lease(life=100.0, within=1000.0)) as (a, b, c):
+        echo = Echo()
+        there = await far(b, c, echo)
+        await far(b, a, Echo())
+        await trio.sleep(90.0)
+        giver = await far(c, a, Box(there))
+        between(a, c).renew()
+        between(c, b).renew()
+        await trio.sleep(15.0)
+        assert status(between(a, b)) == "expired"
+        given = await E(giver).get()
+        answer = E(given).echo(1)
+        await settle()
+        assert not is_settled(answer)
+        between(a, b).renew()
+        assert await answer == 1
+
+
+@trio_test
+async def test_the_other_side_s_use_is_use() -> None:
+    """Enlivening, and what is sent to promises, as well as calls; its keepalive and its answers are not."""
+    network = MemoryNetwork()
+    async with peer(network, "b") as b, peer(network, "a", lease=Lease(idle=10.0, within=1000.0)) as a:
+        sturdyref = a.export(Echo())
+        await b.connect(a.locator())
+        for _ in range(10):
+            await trio.sleep(9.0)
+            await b.enliven(sturdyref)
+        pending, _ = make_promise()
+        holder = await far(a, b, Box({"p": pending}))
+        promise = field(E(holder).get(), "p")
+        for _ in range(10):
+            await trio.sleep(9.0)
+            send_only(promise).note(1)
+        assert status(between(a, b)) == "live"
+        used = trio.current_time()
+        await b.connect(a.locator(), Reconnect(keepalive=2.0))
+        await trio.sleep(9.0)
+        assert status(between(a, b)) == "live"
+        await trio.sleep_until(used + 10.5)
+        assert status(between(a, b)) == "expired"
+
+
+@trio_test
+async def test_a_yes_that_comes_too_late_is_a_no() -> None:
+    async def late(session: Session, why: str) -> bool:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(10.0)
+        return True
+
+    network = MemoryNetwork()
+    lease = Lease(life=10.0, within=5.0, on_reauthorise=late)
+    async with peer(network, "b") as b, peer(network, "a", lease=lease) as a:
+        ref = await far(b, a, Echo())
+        await trio.sleep(11.0)
+        with pytest.raises(SessionExpired):
+            await E(ref).echo(1)
+
+
+@trio_test
+async def test_a_yes_at_once_is_told_too() -> None:
+    async def yes(session: Session, why: str) -> bool:
+        return True
+
+    network = MemoryNetwork()
+    async with peer(network, "b"), peer(network, "a") as a:
+        connection = await a.connect(B, Reconnect(lease=Lease(life=10.0, on_reauthorise=yes)))
+        await connection.session()
+        await settle()
+        events = connection.events()
+        await trio.sleep(11.0)
+        assert steps(events) == ["connected expired", "expired connected"]
+
+
+@trio_test
+async def test_attempts_that_were_spent_while_it_was_expired_do_not_count_once_it_is_renewed() -> None:
+    desk = Desk()
+    network = MemoryNetwork()
+    only_dials = MemoryNetlayer(network, "a", listen=False)
+    async with peer(network, "b") as b, open_peer([only_dials]) as a:
+        policy = Reconnect(base=1.0, jitter=0.0, attempts=3, lease=Lease(life=100.0, on_reauthorise=desk))
+        connection = await a.connect(B, policy)
+        await connection.session()
+        await far(b, a, Echo())
+        await agreed(a, b)
+        await until(connection, "expired")
+        held = apart(network)
+        await trio.sleep(20.0)
+        network._listeners.update(held)
+        desk.says(True)
+        await trio.sleep(5.0)
+        assert connection.status == "connected"
+
+
+@trio_test
+async def test_a_connection_to_a_session_that_is_expired_is_expired() -> None:
+    desk = Desk()
+    network = MemoryNetwork()
+    async with peer(network, "b") as b, peer(network, "a", lease=Lease(life=10.0, on_reauthorise=desk)) as a:
+        await a.connect(B)
+        await trio.sleep(11.0)
+        connection = await a.connect(B, Reconnect())
+        await settle()
+        assert connection.status == "expired"
+        desk.says(False)
+        await trio.sleep(100.0)
+        assert connection.status == "expired"
+        assert a.sessions == b.sessions == []
+
+
+@trio_test
+async def test_who_is_asked_is_asked_in_the_context_of_the_peer() -> None:
+    nodes: list[object] = []
+
+    async def yes(session: Session, why: str) -> bool:
+        nodes.append(current_node.get())
+        return True
+
+    async with linked_peers("a", "b", lease=Lease(life=10.0, on_reauthorise=yes)) as (a, b):
+        await b.connect(a.locator())
+        await trio.sleep(11.0)
+        assert {*nodes} == {a.node, b.node}
+
+
+@trio_test
+async def test_without_a_lease_a_policy_gives_back_that_of_the_peer() -> None:
+    network = MemoryNetwork()
+    async with peer(network, "b"), peer(network, "a") as a:
+        connection = await a.connect(B, Reconnect(lease=Lease(life=10.0)))
+        session = await connection.session()
+        connection.stop()
+        await a.connect(B, Reconnect())
+        await trio.sleep(100.0)
+        assert session.status == "live"
+
+
+@trio_test
+async def test_the_path_of_what_cannot_be_sent_is_the_same_when_it_waits() -> None:
+    network = MemoryNetwork()
+    async with peer(network, "b") as b, peer(network, "a", lease=Lease(life=10.0, within=100.0)) as a:
+        ref = await far(b, a, Echo())
+        for _ in range(2):
+            for send in (E(ref).echo, send_only(ref).echo):
+                with pytest.raises(NotPassable, match=r"args\[0\]"):
+                    send(object())
+            await trio.sleep(11.0)
+
+
+def test_nothing_turns_while_the_end_of_a_session_is_committed() -> None:
+    """A commit takes its time; the tenure has nothing to do until it is told."""
+    turned = 0
+
+    class Slow(durable.MemoryStore):
+        def commit(self, changes: Any) -> None:
+            time.sleep(0.2)
+            super().commit(changes)
+
+    @trio_test_real
+    async def check() -> None:
+        network = MemoryNetwork()
+        baggage = durable.Baggage(Slow())
+        baggage.blocks = True
+        async with (
+            peer(network, "b"),
+            open_peer(
+                [MemoryNetlayer(network, "a")], baggage=baggage, lease=Lease(life=2.0, within=0.1)
+            ) as a,
+        ):
+            session = await a.connect(B)
+            real = Tenure._any
+
+            async def counted(one: trio.Event, other: trio.Event) -> None:
+                nonlocal turned
+                turned += 1
+                await real(one, other)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Tenure, "_any", staticmethod(counted))
+                async with session.events() as events:
+                    async for _ in events:
+                        pass
+
+    check()
+    assert turned < 10

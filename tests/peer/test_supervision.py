@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -28,6 +29,7 @@ from ocapn import (
     send_only,
 )
 from ocapn.captp import handshake
+from ocapn.captp.session import Session as CoreSession
 from ocapn.supervision import TRANSITIONS
 from tests.peer.support import Echo, Recorder, between, far, settle
 from tests.peer.test_durable import agreed
@@ -576,3 +578,188 @@ def test_every_status_can_be_left_and_reached() -> None:
     assert statuses == {*TRANSITIONS.values()}
     assert all((status, "left") in TRANSITIONS for status in statuses - {"disconnected"})
     assert [what for status, what in TRANSITIONS if status == "disconnected"] == ["asked"]
+
+
+# What an attack has found
+
+
+@trio_test
+async def test_a_cancelled_connect_and_another_do_not_enter_one_dial_twice() -> None:
+    network = MemoryNetwork(delay=lambda a, b: 0.01)
+    async with peer(network, "b"), peer(network, "a") as a:
+        for _ in range(10):  # trio's order is random
+            scope = trio.CancelScope()
+
+            async def two(scope: trio.CancelScope) -> None:
+                with scope:
+                    await a.connect(B)
+                await a.connect(B)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(two, scope)
+                while B not in a._dialler._wanted:
+                    await trio.lowlevel.checkpoint()
+                scope.cancel()
+            (session,) = a.sessions
+            session.end()
+            await trio.sleep(1.0)
+
+
+@pytest.mark.parametrize("when", [0.05, 0.15, 0.25, 0.31, 0.35, 0.41, 0.45, 0.55])
+def test_a_cut_while_the_session_is_agreed_on_is_no_loss(when: float) -> None:
+    @trio_test
+    async def check() -> None:
+        network = MemoryNetwork(delay=lambda a, b: 0.1)
+        async with peer(network, "b"), peer(network, "a") as a:
+            connection = await a.connect(B, PLAIN)
+            await trio.sleep(when)
+            network.cut("a", "b")
+            await trio.sleep(1000)
+            assert connection.status == "connected", connection.snapshot()
+
+    check()
+
+
+@trio_test
+async def test_a_peer_that_begins_anew_takes_the_place_of_the_suspended_session() -> None:
+    network = MemoryNetwork()
+    async with peer(network, "a") as a:
+        async with peer(network, "b", durable="offer") as b:
+            connection = await a.connect(B, PLAIN)
+            first = await connection.session()
+            await E(await far(b, a, Echo())).echo(1)
+            await agreed(a, b)
+            network.cut("a", "b")
+            core = between(b, a)._core
+            core.node.suspended.clear()  # it crashes, and forgets
+            core.ended = Disconnected("crashed")
+        await until(connection, "suspended")
+        async with peer(network, "b") as b:
+            await b.connect(a.locator())
+            await settle()
+            assert connection.status == "connected"
+            assert connection.snapshot().session is not first
+            connection.disconnect()
+            await trio.sleep(10.0)
+            assert a.sessions == []
+
+
+@trio_test
+async def test_a_peer_that_ends_each_session_at_once_is_not_dialled_without_a_pause() -> None:
+    network = MemoryNetwork()
+    begun = 0
+    async with peer(network, "b") as b, peer(network, "a") as a, trio.open_nursery() as nursery:
+
+        async def ends() -> None:
+            nonlocal begun
+            while True:
+                await trio.sleep(0.01)
+                for session in b.sessions:
+                    begun += 1
+                    session.end("not now")
+
+        nursery.start_soon(ends)
+        connection = await a.connect(B, PLAIN)
+        await trio.sleep(100.0)
+        assert 15 < begun < 25
+        assert connection.snapshot().attempt > 15
+        nursery.cancel_scope.cancel()
+
+
+@trio_test
+async def test_a_disconnect_ends_a_session_that_nobody_has_picked_up_yet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = MemoryNetwork()
+    async with peer(network, "b"), peer(network, "a") as a:
+        real = a._dialler.established
+        connection: SupervisedConnection
+
+        def established(*given: Any) -> bool:
+            told = real(*given)
+            connection.disconnect()
+            return told
+
+        monkeypatch.setattr(a._dialler, "established", established)
+        connection = await a.connect(B, PLAIN)
+        await trio.sleep(10.0)
+        assert a.sessions == []
+
+
+@trio_test
+async def test_a_session_that_ends_while_nobody_dials_for_it_leaves_nothing() -> None:
+    network = MemoryNetwork()
+    async with peer(network, "b") as b, peer(network, "a") as a:
+        connection = await a.connect(B, Reconnect(base=1.0, attempts=1))
+        await connection.session()
+        await agreed(a, b)
+        tasks = trio.lowlevel.current_statistics().tasks_living
+        apart(network)
+        await until(connection, "given_up")
+        connection.disconnect()
+        await trio.sleep(5.0)
+        assert not a._dialler._redials
+        assert not a._publics
+        assert trio.lowlevel.current_statistics().tasks_living < tasks
+
+
+@trio_test
+async def test_a_peer_is_not_cut_that_was_not_asked() -> None:
+    network = MemoryNetwork()
+    async with peer(network, "b"), peer(network, "a", durable="never") as a:
+        connection = await a.connect(B, Reconnect(keepalive=10.0))
+        session = await connection.session()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(a, "reads", lambda session: False)  # turns are behind
+            await trio.sleep(60.0)
+        await trio.sleep(60.0)
+        assert await connection.session() is session
+
+
+@trio_test
+async def test_a_retry_during_an_attempt_is_not_lost() -> None:
+    network = MemoryNetwork(delay=lambda a, b: 0.5)
+    async with peer(network, "b") as b, peer(network, "a") as a:
+        connection = await a.connect(B, Reconnect(base=1000.0, cap=1000.0, jitter=0.0))
+        await connection.session()
+        await agreed(a, b)
+        held = apart(network)
+        await until(connection, "suspended")
+        network._listeners.update(held)
+        connection.retry()
+        await trio.sleep(0.7)  # an attempt is under way
+        network.cut("a", "b")
+        connection.retry()
+        began = trio.current_time()
+        await until(connection, "connected")
+        assert trio.current_time() - began < 100.0
+
+
+@trio_test
+async def test_a_listener_that_was_let_go_of_is_forgotten() -> None:
+    async with peer(MemoryNetwork(), "a") as a:
+        connection = await a.connect(B, Reconnect(base=1.0, factor=1.0))
+        for _ in range(20):
+            async for _event in connection.events():
+                break
+        gc.collect()
+        await trio.sleep(3.0)
+        assert connection._listeners._listeners == []
+
+
+@trio_test
+async def test_no_session_is_made_durable_that_has_ended() -> None:
+    network = MemoryNetwork()
+    async with peer(network, "b") as b, peer(network, "a") as a:
+        real = CoreSession.agree
+
+        def agree(self: CoreSession, args: list[object]) -> list[object]:
+            self.abort("between the message and its turn")
+            return real(self, args)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(CoreSession, "agree", agree)
+            await a.connect(B)
+            await trio.sleep(1.0)
+        b.check()
+        assert b.node._keys == {}

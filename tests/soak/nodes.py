@@ -85,6 +85,7 @@ class Soak:
         policy = Reconnect(cap=600.0, attempts=random.choice((5, None)), lease=lease)
         connection = await process.peer.connect(PeerLocator("memory", other), policy)
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.leaves, process, nursery)
             nursery.start_soon(self.watches, connection, nursery)
             while streamer.to is None:
                 session = await connection.session()
@@ -103,6 +104,10 @@ class Soak:
                     else:
                         nursery.start_soon(self.awaits, streamer.next, E(streamer.to).hit(streamer.next))
                     streamer.next += 1
+
+    async def leaves(self, process: Process, nursery: trio.Nursery) -> None:
+        await process._leave.wait()
+        nursery.cancel_scope.cancel()
 
     async def watches(self, connection: ocapn.SupervisedConnection, nursery: trio.Nursery) -> None:
         async with connection.events() as events:
