@@ -3,6 +3,7 @@
 Begin with `open_peer`, `Target`, `method` and `E`; the README has a first program.
 """
 
+from ocapn.calls import current_async_storage, current_session, current_storage
 from ocapn.captp.node import Introduction
 from ocapn.errors import (
     Aborted,
@@ -11,6 +12,7 @@ from ocapn.errors import (
     ConnectFailed,
     DecodeError,
     Disconnected,
+    NotAuthenticated,
     NotPassable,
     ObjectLost,
     OCapNError,
@@ -21,10 +23,14 @@ from ocapn.errors import (
     RolledBack,
     SessionEnded,
     SessionLost,
+    StorageError,
+    StorageFailed,
+    StorageFull,
+    StorageRefused,
     TooBusy,
     WrongContext,
 )
-from ocapn.limits import Limits
+from ocapn.limits import Limits, StorageLimits
 from ocapn.model.locators import PeerLocator, SturdyRef, parse_uri
 from ocapn.model.values import Null, NullType, Symbol, Tagged, equal
 from ocapn.netlayers.memory import MemoryNetlayer, MemoryNetwork
@@ -45,11 +51,16 @@ from ocapn.promise import (
 )
 from ocapn.references import Ref, Target, method, target
 from ocapn.sessions import Session, SessionEvent
+from ocapn.storage.access import AsyncStorage, Storage
+from ocapn.storage.backend import AsyncStorageBackend, Quota, StorageBackend, StorageStats
+from ocapn.storage.memory import MemoryStorage
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Aborted",
+    "AsyncStorage",
+    "AsyncStorageBackend",
     "Backpressure",
     "BadLocator",
     "ConnectFailed",
@@ -60,6 +71,8 @@ __all__ = [
     "Limits",
     "MemoryNetlayer",
     "MemoryNetwork",
+    "MemoryStorage",
+    "NotAuthenticated",
     "NotPassable",
     "Null",
     "NullType",
@@ -71,6 +84,7 @@ __all__ = [
     "PeerRestarted",
     "Policy",
     "Promise",
+    "Quota",
     "Ref",
     "RemoteError",
     "RemoteProtocolError",
@@ -80,6 +94,14 @@ __all__ = [
     "SessionEnded",
     "SessionEvent",
     "SessionLost",
+    "Storage",
+    "StorageBackend",
+    "StorageError",
+    "StorageFailed",
+    "StorageFull",
+    "StorageLimits",
+    "StorageRefused",
+    "StorageStats",
     "SturdyRef",
     "Symbol",
     "Tagged",
@@ -88,6 +110,9 @@ __all__ = [
     "TooBusy",
     "UnixNetlayer",
     "WrongContext",
+    "current_async_storage",
+    "current_session",
+    "current_storage",
     "equal",
     "field",
     "index",

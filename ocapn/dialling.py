@@ -19,6 +19,7 @@ from ocapn.connection import Connection, Owner
 from ocapn.errors import Aborted, BadLocator, ConnectFailed, Disconnected, OCapNError, shown
 from ocapn.model.locators import PeerLocator
 from ocapn.netlayers.base import Netlayer
+from ocapn.references import current_caller
 
 log: Final = logging.getLogger("ocapn.session")
 
@@ -199,6 +200,7 @@ class Dialler:
 
     async def _dial(self, locator: PeerLocator) -> None:
         """Dials until there is a session, or says why there is none."""
+        current_caller.set(None)  # whoever's turn it was that wanted it
         if locator in self._peer.node.sessions:
             return  # it came in before this task began; who wanted it was told
         try:
