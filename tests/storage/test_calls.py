@@ -138,11 +138,9 @@ async def test_a_method_that_was_called_locally_has_no_caller() -> None:
         who = Who()
         with pytest.raises(RemoteError, match="no session has called"):
             await E(who).now()
-        with pytest.raises(
-            RemoteError, match="no session has called"
-        ):  # b calls the one, which calls the other
-            ref = await far(a, b, who)
-            await E(ref).tell(ref)
+        ref = await far(a, b, who)
+        with pytest.raises(RemoteError, match="no session has called"):
+            await E(ref).tell(ref)  # b calls the one, which calls the other
         who.go.set()
         assert await E(who).later() == ["nobody", "nobody"]
 
