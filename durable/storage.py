@@ -13,7 +13,7 @@ from typing import Any, Final, final
 from durable.baggage import Baggage, Namespace
 from ocapn.errors import StorageFull
 from ocapn.limits import StorageLimits
-from ocapn.storage.backend import Listed, Quota, StorageStats, entry_size
+from ocapn.storage.backend import Listed, Quota, StorageStats, entry_size, over_cap, over_quota
 
 #: The namespace of it all.
 NAMESPACE: Final = "ocapn.storage"
@@ -125,7 +125,7 @@ class BaggageStorage:
             row = space.get(key)
             full = self._full(peer, key, size, row, quota)
         if full is not None:
-            raise StorageFull(full)
+            raise full
         old: _Row = row or [b"", None, None, None]
         until = due = None
         if ttl is not None:
@@ -141,16 +141,16 @@ class BaggageStorage:
         else:
             self._count(peer, 0, len(value) - len(old[0]))
 
-    def _full(self, peer: str, key: str, size: int, row: _Row | None, quota: Quota) -> str | None:
+    def _full(self, peer: str, key: str, size: int, row: _Row | None, quota: Quota) -> StorageFull | None:
         """Why an entry of that size cannot be set in the place of `row`."""
         more = row is None
         size -= 0 if row is None else entry_size(key, row[0])
         keys, bytes_ = self._sizes.get(peer, [0, 0])
         if (more and keys >= quota.keys) or (size > 0 and bytes_ + size > quota.size):
-            return f"the caller may keep {quota.keys:,} keys, of {quota.size:,} bytes with their values"
+            return over_quota(quota)
         _, keys, bytes_ = self._totals.get("all", [0, 0, 0])
         if (more and keys >= self._limits.keys) or (size > 0 and bytes_ + size > self._limits.size):
-            return "all that may be kept for all callers is kept"
+            return over_cap()
         return None
 
     def _remove(self, peer: str, key: str, space: Namespace, row: _Row) -> None:

@@ -10,6 +10,8 @@ from typing import Protocol
 
 import attrs
 
+from ocapn.errors import StorageFull
+
 
 @attrs.frozen
 class Quota:
@@ -80,6 +82,16 @@ class AsyncStorageBackend(Protocol):
 def entry_size(key: str, value: bytes) -> int:
     """The bytes that an entry counts for."""
     return len(key.encode()) + len(value)
+
+
+def over_quota(quota: Quota) -> StorageFull:
+    """The error for a peer that would keep more than it may."""
+    return StorageFull(f"the caller may keep {quota.keys:,} keys, of {quota.size:,} bytes with their values")
+
+
+def over_cap() -> StorageFull:
+    """The error where all peers together would."""
+    return StorageFull("all that may be kept for all callers is kept")
 
 
 def name_of(transport: str, designator: str) -> str:

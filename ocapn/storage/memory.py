@@ -9,9 +9,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, final
 
-from ocapn.errors import StorageFull
 from ocapn.limits import StorageLimits
-from ocapn.storage.backend import Listed, Quota, StorageStats, entry_size
+from ocapn.storage.backend import Listed, Quota, StorageStats, entry_size, over_cap, over_quota
 
 #: Expired entries that are removed at each change, and at each `sweep`.
 _BIT: Final = 16
@@ -81,13 +80,11 @@ class MemoryStorage:
         self._expire(_BIT)
         size = entry_size(key, value)
         if size > self._limits.size:
-            raise StorageFull("one entry is larger than all that may be kept")
+            raise over_cap()
         if not self._fits(peer, key, size, quota):
             self._expire(None)
             if not self._fits(peer, key, size, quota):
-                raise StorageFull(
-                    f"the caller may keep {quota.keys:,} keys, of {quota.size:,} bytes with their values"
-                )
+                raise over_quota(quota)
         old = self._entries.get((peer, key))
         if old is not None:
             self._remove(old)
