@@ -103,10 +103,10 @@ def decode(data: object, depth: int) -> Any:
         try:
             value = cbor2.loads(data)
             _measure(value, len(data), depth)
+            if cbor2.dumps(value, canonical=True) == data:
+                return value
         except Exception:  # whatever a decoder of tags, dates and fractions may think of
             pass
-        else:
-            return value
     raise StorageFailed("what was kept is damaged")
 
 
