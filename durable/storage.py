@@ -177,7 +177,7 @@ class BaggageStorage:
         """Notes when to look whether an entry has expired; no two entries have the same note."""
         number = self._totals.get("notes", 0)
         self._totals["notes"] = number + 1
-        note = f"{int(until * 1000) + 1:016x}{number:016x}"
+        note = f"{int(until * 1000):016x}{number:016x}"
         self._due[note] = [peer, key]
         return note
 
