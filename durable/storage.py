@@ -27,9 +27,23 @@ _CLOCK: Final = 3_600.0
 _BIT: Final = 4
 _SWEEP: Final = 200
 _FULL: Final = 2_000
+#: Above every note of when to look.
+_LAST: Final = "g"
 
 #: An entry: value, ttl, until when, and the note that says when to look; three times None without a ttl.
 _Row = list[Any]
+
+
+@final
+class _Counts:
+    """Of one peer keys and bytes, of all peers, keys and bytes, as the rows say; and what was added to both since."""
+
+    __slots__ = ("all", "its", "keys", "size")
+
+    def __init__(self, its: list[int], all_: list[int]) -> None:
+        self.its = its
+        self.all = all_
+        self.keys = self.size = 0
 
 
 @final
@@ -58,6 +72,7 @@ class BaggageStorage:
         self._due = root.namespace("due")
         self._totals = root.namespace("totals")
         self._start: tuple[float, float] | None = None  # the time, and `now` then
+        self._next = ""  # no note that is there comes before
 
     def get(self, peer: str, key: str) -> bytes | None:
         space = self._entries.namespace(peer)
@@ -85,8 +100,22 @@ class BaggageStorage:
 
     def _set_many(self, peer: str, entries: dict[str, bytes], ttl: float | None, quota: Quota) -> None:
         self._expire(_BIT)
+        space = self._entries.namespace(peer)
+        counts = self._counts(peer)
         for key, value in entries.items():
-            self._set(peer, key, value, ttl, quota)
+            row = space.get(key)
+            full = self._full(counts, key, value, row, quota)
+            if full is not None:
+                self._count(peer, counts)
+                self._expire(_FULL)
+                counts, row = self._counts(peer), space.get(key)
+                full = self._full(counts, key, value, row, quota)
+            if full is not None:
+                raise full
+            self._set(peer, key, space, row, value, ttl)
+            counts.keys += row is None
+            counts.size += len(value) - len(row[0]) if row is not None else entry_size(key, value)
+        self._count(peer, counts)
 
     def delete(self, peer: str, key: str) -> bool:
         space = self._entries.namespace(peer)
@@ -116,16 +145,9 @@ class BaggageStorage:
 
     # Entries
 
-    def _set(self, peer: str, key: str, value: bytes, ttl: float | None, quota: Quota) -> None:
-        space = self._entries.namespace(peer)
-        row = space.get(key)
-        size = entry_size(key, value)
-        full = self._full(peer, key, size, row, quota)
-        if full is not None and self._expire(_FULL):
-            row = space.get(key)
-            full = self._full(peer, key, size, row, quota)
-        if full is not None:
-            raise full
+    def _set(
+        self, peer: str, key: str, space: Namespace, row: _Row | None, value: bytes, ttl: float | None
+    ) -> None:
         old: _Row = row or [b"", None, None, None]
         until = due = None
         if ttl is not None:
@@ -136,20 +158,18 @@ class BaggageStorage:
         if old[3] is not None and due != old[3]:
             del self._due[old[3]]
         space[key] = [value, ttl, until, due]
-        if row is None:
-            self._count(peer, 1, size)
-        else:
-            self._count(peer, 0, len(value) - len(old[0]))
 
-    def _full(self, peer: str, key: str, size: int, row: _Row | None, quota: Quota) -> StorageFull | None:
-        """Why an entry of that size cannot be set in the place of `row`."""
+    def _full(
+        self, counts: _Counts, key: str, value: bytes, row: _Row | None, quota: Quota
+    ) -> StorageFull | None:
+        """Why an entry cannot be set in the place of `row`."""
         more = row is None
-        size -= 0 if row is None else entry_size(key, row[0])
-        keys, bytes_ = self._sizes.get(peer, [0, 0])
-        if (more and keys >= quota.keys) or (size > 0 and bytes_ + size > quota.size):
+        size = entry_size(key, value) if row is None else len(value) - len(row[0])
+        keys, held = counts.its[0] + counts.keys, counts.its[1] + counts.size
+        if (more and keys >= quota.keys) or (size > 0 and held + size > quota.size):
             return over_quota(quota)
-        _, keys, bytes_ = self._totals.get("all", [0, 0, 0])
-        if (more and keys >= self._limits.keys) or (size > 0 and bytes_ + size > self._limits.size):
+        keys, held = counts.all[1] + counts.keys, counts.all[2] + counts.size
+        if (more and keys >= self._limits.keys) or (size > 0 and held + size > self._limits.size):
             return over_cap()
         return None
 
@@ -157,13 +177,18 @@ class BaggageStorage:
         del space[key]
         if row[3] is not None:
             del self._due[row[3]]
-        self._count(peer, -1, -entry_size(key, row[0]))
+        counts = self._counts(peer)
+        counts.keys, counts.size = -1, -entry_size(key, row[0])
+        self._count(peer, counts)
 
-    def _count(self, peer: str, keys: int, size: int) -> None:
+    def _counts(self, peer: str) -> _Counts:
+        return _Counts(self._sizes.get(peer, [0, 0]), self._totals.get("all", [0, 0, 0]))
+
+    def _count(self, peer: str, counts: _Counts) -> None:
+        keys, size = counts.keys, counts.size
         if not keys and not size:
             return
-        its = self._sizes.get(peer, [0, 0])
-        peers, all_keys, all_size = self._totals.get("all", [0, 0, 0])
+        its, (peers, all_keys, all_size) = counts.its, counts.all
         peers += (its[0] + keys > 0) - (its[0] > 0)
         self._totals["all"] = [peers, all_keys + keys, all_size + size]
         if its[0] + keys:
@@ -179,25 +204,34 @@ class BaggageStorage:
         self._totals["notes"] = number + 1
         note = f"{int(until * 1000):016x}{number:016x}"
         self._due[note] = [peer, key]
+        self._next = min(self._next, note)
         return note
 
-    def _expire(self, most: int) -> int:
-        """Removes what has expired, and says how many entries; `most` bounds what is looked at."""
+    def _expire(self, most: int) -> None:
+        """Removes what has expired; `most` bounds what is looked at."""
         time = self._time()
         before = f"{int(time * 1000):016x}"
-        removed = 0
-        for note, (peer, key) in self._due.entries(limit=most)[0]:
+        if self._next[:16] > before:
+            return
+        notes, more = self._due.entries(limit=most)
+        self._next = _LAST if more is None else notes[-1][0]
+        if self._baggage.in_transaction:
+            self._baggage.undo_with(self._look_again)
+        for note, (peer, key) in notes:
             if note[:16] > before:
+                self._next = min(self._next, note)
                 break
             space = self._entries.namespace(peer)
             row = space[key]
             if row[2] <= time:
                 self._remove(peer, key, space, row)
-                removed += 1
             else:  # its ttl has begun again
                 del self._due[note]
                 space[key] = [*row[:3], self._watch(peer, key, row[2])]
-        return removed
+
+    def _look_again(self) -> None:
+        """What was removed, or noted later, is there again as it was."""
+        self._next = ""
 
     def _time(self) -> float:
         """Seconds since 1970, as far as the clock is right: it never goes back, and goes on as `now` does.
