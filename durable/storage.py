@@ -87,7 +87,6 @@ class BaggageStorage:
                 return None
             if until - time <= ttl * (1 - _RENEW):
                 space[key] = [value, ttl, time + ttl, due]
-                self._keep_clock()
         data: bytes = value
         return data
 

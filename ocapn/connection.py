@@ -19,7 +19,7 @@ from ocapn.errors import Aborted, Disconnected, RemoteProtocolError, SessionEnde
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
 from ocapn.netlayers.base import Channel, ChannelBroken, Netlayer
-from ocapn.references import current_caller, current_node
+from ocapn.references import current_node
 from ocapn.sessions import Session
 
 if TYPE_CHECKING:
@@ -66,6 +66,9 @@ class Owner(Protocol):
 
     def pump(self) -> None:
         """Runs turns, and sends what came of them."""
+
+    def run_turns(self) -> None:
+        """Runs turns."""
 
     def established(self, connection: Connection) -> None:
         """The connection has become a session."""
@@ -394,16 +397,14 @@ class Connection:
             return
         # What is committed with a frame is what came of it: turns that are left would have to be kept.
         current = current_node.set(node)  # whoever called: what sends may hand its messages over at once
-        caller = current_caller.set(None)
         try:
             for number, message in enumerate(messages):
                 session.receive(message)
-                node.run(self.peer.limits.slice_turns)
+                self.peer.run_turns()
                 if node.turns:
                     self._early = messages[number + 1 :]
                     return
         finally:
-            current_caller.reset(caller)
             current_node.reset(current)
 
     async def _write(self, session: CoreSession) -> None:

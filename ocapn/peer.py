@@ -234,12 +234,8 @@ class Peer:
         node = self._node
         self.busy = True
         current = current_node.set(node)  # whoever called: methods find their own peer
-        caller = current_caller.set(None)
         try:
-            try:
-                node.run(self.limits.slice_turns)
-            finally:
-                current_caller.reset(caller)
+            self.run_turns()
             node.collect()
             self._show()
         finally:
@@ -249,6 +245,14 @@ class Peer:
             self.paused = [connection for connection in self.paused if not connection.read_on()]
         if not node.idle:
             self._wakeup.set()
+
+    def run_turns(self) -> None:
+        """Runs a slice of turns. Before and after them, nobody calls."""
+        caller = current_caller.set(None)
+        try:
+            self._node.run(self.limits.slice_turns)
+        finally:
+            current_caller.reset(caller)
 
     def _show(self) -> None:
         """Sends and tells what turns, or the application, have left to be sent and told."""

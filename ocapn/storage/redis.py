@@ -116,7 +116,6 @@ if op == 'set' then
   local ttl = tonumber(ARGV[4])
   expire(tonumber(ARGV[9]))
   if full(10) then
-    expire(-1)
     sweep(-1, -1)
   end
   local why = full(10)

@@ -260,6 +260,12 @@ async def _room(stage: _Stage) -> None:
     for number in range(20):
         await stage.set("p", f"new {number}", b"1", None, few)
     require(len(await stage.keys("p")) == 20, "entries are missing")
+    small = Quota(1_000, 2_100)
+    for number in range(40):
+        await stage.set("q", f"{number:02}", bytes(48), 10.0, small)
+    await stage.sleep(11)
+    await stage.set("q", "large", bytes(1_900), None, small)
+    require(await stage.keys("q") == ["large"], "an entry is listed after its ttl")
 
 
 @_promise("the batch methods do what the single ones do")

@@ -303,6 +303,17 @@ def test_limits_that_were_lowered_let_one_replace_and_shrink() -> None:
         storage.set("p", "d", b"", None, low)
 
 
+def test_each_change_removes_some_of_what_has_expired() -> None:
+    clock = Clock()
+    storage = keeping(durable.MemoryBaggage(), clock)
+    for number in range(5):
+        storage.set("p", f"{number}", b"", 10.0, AMPLE)
+    clock.time = 10.0
+    for left in (2, 2, 3):
+        storage.set("q", f"{storage.stats()}", b"", None, AMPLE)
+        assert storage.stats().keys == left
+
+
 def test_much_that_has_expired_at_once_is_removed_bit_by_bit() -> None:
     baggage = durable.MemoryBaggage()
     clock = Clock()

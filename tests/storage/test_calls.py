@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import trio
 
+import durable
 import ocapn
 from ocapn import (
     E,
@@ -238,6 +239,41 @@ async def test_a_session_that_is_over_and_was_not_looked_at_is_one_session_too()
         assert sessions[0] is sessions[1]
         assert sessions[0].ended is not None
         assert sessions[0].location == b.locator()
+        assert a._publics == {}  # and nothing else is kept of it
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_between_turns_nobody_calls(kept: bool) -> None:
+    """What is traced is so in the tasks that read, before the turns and between them."""
+
+    @trio_test
+    async def run() -> None:
+        network = MemoryNetwork()
+        baggage = durable.MemoryBaggage() if kept else None
+        async with (
+            linked_peers("b", network=network) as (b,),
+            open_peer([MemoryNetlayer(network, "a")], baggage=baggage) as a,
+        ):
+            who = Who()
+            ref = await far(a, b, who)
+            callers: list[str] = []
+
+            def trace(line: str) -> None:
+                if line.startswith("<-"):  # what is sent is traced in the turn that sends it
+                    callers.append(caller())
+
+            between(a, b).trace(trace)
+            for _ in range(3):
+                answers = [E(ref).now() for _ in range(5)]
+                answers.append(E(ref).later())
+                assert [await answer for answer in answers[:5]] == ["b"] * 5
+            who.go.set()
+            assert await answers[5] == ["b", "b"]
+            assert len(callers) > 15
+            assert set(callers) == {"nobody"}
+            await quiet(a, b)
+
+    run()
 
 
 @trio_test

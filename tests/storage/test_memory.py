@@ -55,6 +55,28 @@ def test_what_has_expired_goes_before_what_has_not() -> None:
     assert storage.get("p", "old") == b""
 
 
+def test_all_that_has_expired_goes_before_anything_that_has_not() -> None:
+    clock = Clock()
+    storage = MemoryStorage(StorageLimits(size=500), now=clock.now)
+    storage.set("p", "old", bytes(7), None, AMPLE)
+    for number in range(40):
+        storage.set("q", f"{number:02}", bytes(8), 10.0, AMPLE)
+    clock.time = 10.0
+    storage.set("p", "new", bytes(477), None, AMPLE)
+    assert storage.get("p", "old") == bytes(7)
+
+
+def test_each_change_removes_some_of_what_has_expired() -> None:
+    clock = Clock()
+    storage = MemoryStorage(now=clock.now)
+    for number in range(20):
+        storage.set("p", f"{number}", b"", 10.0, AMPLE)
+    clock.time = 10.0
+    for left in (5, 2):
+        storage.set("q", f"{left}", b"", None, AMPLE)
+        assert storage.stats().keys == left
+
+
 def test_what_was_replaced_does_not_pile_up() -> None:
     storage = MemoryStorage()
     for number in range(10_000):

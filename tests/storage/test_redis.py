@@ -117,6 +117,22 @@ def test_the_cap_over_all(redis_server: Server) -> None:
     run()
 
 
+def test_each_change_removes_some_of_what_has_expired(redis_server: Server) -> None:
+    @trio_test_real
+    async def run() -> None:
+        async with client(redis_server) as redis:
+            clock = Clock()
+            storage = RedisStorage(redis, prefix=prefix(), now=clock.now)
+            for number in range(20):
+                await storage.set("p", f"{number}", b"", 10.0, AMPLE)
+            await clock.sleep(10)
+            for left in (5, 2):
+                await storage.set("p", f"left {left}", b"", None, AMPLE)
+                assert (await storage.stats()).keys == left
+
+    run()
+
+
 class Shelf(Target):
     @method
     async def put(self, key: str, value: object) -> None:

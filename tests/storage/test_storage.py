@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -153,6 +154,27 @@ def test_a_value_of_the_largest_size() -> None:
 def test_a_value_that_unfolds_without_end_costs_little() -> None:
     with pytest.raises(StorageRefused, match="too large"):
         encode(_doubled(200), 1000, 256)
+
+
+def test_what_is_too_long_is_refused_before_it_is_copied() -> None:
+    long = "x" * 10_000_000
+    kept = storage()
+    calls: list[Callable[[], object]] = [
+        lambda: kept.set("k", long),
+        lambda: kept.set("k", {long: 1}),
+        lambda: kept.get(long),
+        lambda: kept.list(long),
+        lambda: kept.list(cursor=long),
+    ]
+    for call in calls:
+        tracemalloc.start()
+        try:
+            with pytest.raises(StorageRefused):
+                call()
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < 1_000_000
 
 
 # Keys, and the rest
