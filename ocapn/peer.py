@@ -114,10 +114,11 @@ class Peer:
         if baggage is not None:
             keeper = self._node.keeper = baggage.keeper(self._node)
             self._commits = Commits(self._node, keeper, self._flush)
-            storage = storage or keeper.storage()
-        self._keeping = Keeping(
-            storage or MemoryStorage(limits.storage, now=trio.current_time), limits.storage, storage_identity
-        )
+            if storage is None:
+                storage = keeper.storage()
+        if storage is None:
+            storage = MemoryStorage(limits.storage, now=trio.current_time)
+        self._keeping = Keeping(storage, limits.storage, storage_identity)
 
     # What applications use
 

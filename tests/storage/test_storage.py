@@ -14,6 +14,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
+import durable
 from ocapn import (
     AsyncStorage,
     E,
@@ -336,6 +337,13 @@ class Garbled(Honest):
         return found
 
 
+class Empty(Honest):
+    """One that says how much it holds, which is nothing as yet."""
+
+    def __len__(self) -> int:
+        return self.inner.stats().keys
+
+
 class Hangs:
     """An async backend that answers when `go` is set."""
 
@@ -430,6 +438,26 @@ async def test_a_backend_that_hangs_or_fails_costs_one_answer() -> None:
         await trio.sleep(60)
         assert backend.sweeps > 4
         assert await E(shelf).hello() == "hello"
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_the_backend_that_is_given_is_the_one(kept: bool) -> None:
+    @trio_test
+    async def run() -> None:
+        network = MemoryNetwork()
+        backend = Empty()
+        baggage = durable.MemoryBaggage() if kept else None
+        async with (
+            open_peer(
+                [MemoryNetlayer(network, "a", authenticates=True)], storage=backend, baggage=baggage
+            ) as a,
+            open_peer([MemoryNetlayer(network, "b", authenticates=True)]) as b,
+        ):
+            await E(await far(a, b, Shelf())).put("k", 1)
+            assert len(backend) == 1
+            assert backend.get("peer:6:memory1:b", "k") == b"\x01"
+
+    run()
 
 
 @trio_test
