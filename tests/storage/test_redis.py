@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import coredis
 import pytest
+import trio
 
 from ocapn import (
+    AsyncStorage,
     E,
     Limits,
     MemoryNetlayer,
     MemoryNetwork,
     RemoteError,
+    StorageFailed,
     StorageFull,
     StorageLimits,
     Target,
@@ -131,6 +137,56 @@ def test_each_change_removes_some_of_what_has_expired(redis_server: Server) -> N
                 assert (await storage.stats()).keys == left
 
     run()
+
+
+def test_a_quota_is_exact_whoever_writes_at_the_same_time(redis_server: Server) -> None:
+    @trio_test_real
+    async def run() -> None:
+        async with client(redis_server) as one, client(redis_server) as other:
+            shared = prefix()
+            storages = [RedisStorage(redis, prefix=shared) for redis in (one, other)]
+            quota = Quota(5, 10_000)
+            full = 0
+
+            async def write(number: int) -> None:
+                nonlocal full
+                try:
+                    await storages[number % 2].set("p", f"{number}", b"", None, quota)
+                except StorageFull:
+                    full += 1
+
+            async with trio.open_nursery() as nursery:
+                for number in range(40):
+                    nursery.start_soon(write, number)
+            assert full == 35
+            assert (await storages[0].stats()).keys == 5
+
+    run()
+
+
+# coredis leaves the streams of a connection that broke to the garbage collector.
+@pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning")
+def test_a_server_that_is_not_there_any_more(redis_server: Server) -> None:
+    @trio_test_real
+    async def run() -> None:
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "socket"
+            path.symlink_to(redis_server.socket)
+            async with coredis.Redis(unix_socket_path=str(path), decode_responses=False) as redis:
+                storage = AsyncStorage(RedisStorage(redis, prefix=prefix()), "p", StorageLimits(answer=3.0))
+                await storage.set("k", 1)
+                path.unlink()
+                path.symlink_to("nowhere")
+                async with client(redis_server) as killer:
+                    await killer.client_kill(type_=b"normal", skipme=True)
+                with pytest.raises(StorageFailed, match=r"^the storage has (failed|not answered in 3 s)$"):
+                    await storage.get("k")
+                path.unlink()
+                path.symlink_to(redis_server.socket)
+                assert await storage.get("k") == 1
+
+    run()
+    gc.collect()
 
 
 class Shelf(Target):
