@@ -23,6 +23,7 @@ from durable.outbox import pack_frames, unpack_frames
 from durable.promises import Promises
 from durable.records import decode, decode_row, encode, encode_flat
 from durable.slots import KeptPromise, Slots, ephemeral
+from durable.storage import BaggageStorage
 from durable.store import key_number, number_key, row_name
 from durable.values import (
     PASSED,
@@ -362,6 +363,9 @@ class SessionKeeper:
             return kept
         self._baggage.put("node", key, encode(drawn))
         return drawn
+
+    def storage(self) -> BaggageStorage:
+        return BaggageStorage(self._baggage, self._node.limits.storage, now=self._node.now)
 
     def restore(self) -> None:
         self._objects.restore()

@@ -3,6 +3,7 @@
 Begin with `open_peer`, `Target`, `method` and `E`; the README has a first program.
 """
 
+from ocapn.calls import current_async_storage, current_session, current_storage
 from ocapn.captp.node import Introduction
 from ocapn.captp.port import SetAside
 from ocapn.control import control_socket
@@ -13,6 +14,7 @@ from ocapn.errors import (
     ConnectFailed,
     DecodeError,
     Disconnected,
+    NotAuthenticated,
     NotPassable,
     ObjectLost,
     OCapNError,
@@ -24,11 +26,15 @@ from ocapn.errors import (
     SessionEnded,
     SessionExpired,
     SessionLost,
+    StorageError,
+    StorageFailed,
+    StorageFull,
+    StorageRefused,
     TooBusy,
     WrongContext,
 )
 from ocapn.leases import Lease
-from ocapn.limits import Limits
+from ocapn.limits import Limits, StorageLimits
 from ocapn.model.locators import PeerLocator, SturdyRef, parse_uri
 from ocapn.model.values import Null, NullType, Symbol, Tagged, equal
 from ocapn.netlayers.memory import MemoryNetlayer, MemoryNetwork
@@ -51,12 +57,17 @@ from ocapn.promise import (
 from ocapn.reconcile import Change, Difference, RestoredSession
 from ocapn.references import Ref, Target, method, target
 from ocapn.sessions import Session, SessionEvent
+from ocapn.storage.access import AsyncStorage, Storage
+from ocapn.storage.backend import AsyncStorageBackend, Quota, StorageBackend, StorageStats
+from ocapn.storage.memory import MemoryStorage
 from ocapn.supervision import ConnectionEvent, ConnectionSnapshot, SupervisedConnection
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Aborted",
+    "AsyncStorage",
+    "AsyncStorageBackend",
     "Backpressure",
     "BadLocator",
     "Change",
@@ -72,6 +83,8 @@ __all__ = [
     "Limits",
     "MemoryNetlayer",
     "MemoryNetwork",
+    "MemoryStorage",
+    "NotAuthenticated",
     "NotPassable",
     "Null",
     "NullType",
@@ -83,6 +96,7 @@ __all__ = [
     "PeerRestarted",
     "Policy",
     "Promise",
+    "Quota",
     "Reconnect",
     "Ref",
     "RemoteError",
@@ -96,6 +110,14 @@ __all__ = [
     "SessionExpired",
     "SessionLost",
     "SetAside",
+    "Storage",
+    "StorageBackend",
+    "StorageError",
+    "StorageFailed",
+    "StorageFull",
+    "StorageLimits",
+    "StorageRefused",
+    "StorageStats",
     "SturdyRef",
     "SupervisedConnection",
     "Symbol",
@@ -106,6 +128,9 @@ __all__ = [
     "UnixNetlayer",
     "WrongContext",
     "control_socket",
+    "current_async_storage",
+    "current_session",
+    "current_storage",
     "equal",
     "field",
     "index",

@@ -67,6 +67,9 @@ class Owner(Protocol):
     def pump(self) -> None:
         """Runs turns, and sends what came of them."""
 
+    def run_turns(self) -> None:
+        """Runs turns."""
+
     def established(self, connection: Connection) -> None:
         """The connection has become a session."""
 
@@ -397,7 +400,7 @@ class Connection:
         try:
             for number, message in enumerate(messages):
                 session.receive(message)
-                node.run(self.peer.limits.slice_turns)
+                self.peer.run_turns()
                 if node.turns:
                     self._early = messages[number + 1 :]
                     return

@@ -21,6 +21,7 @@ from ocapn.errors import Aborted, BadLocator, ConnectFailed, Disconnected, OCapN
 from ocapn.model.locators import PeerLocator
 from ocapn.netlayers.base import Netlayer
 from ocapn.policies import Reconnect
+from ocapn.references import current_caller
 
 log: Final = logging.getLogger("ocapn.session")
 
@@ -242,6 +243,7 @@ class Dialler:
 
     async def _dial(self, locator: PeerLocator, wanted: _Wanted) -> None:
         """Dials until there is a session, or says why there is none."""
+        current_caller.set(None)  # whoever's turn it was that wanted it
         if self._wanted.get(locator) is not wanted:
             return  # it came in before this task began; who wanted it was told
         try:

@@ -13,6 +13,11 @@
     │       └── RolledBack    one of the two peers has lost what it had committed
     ├── Backpressure          the outbox of the session is full
     ├── TooBusy               a limit of the peer that was asked to do something
+    ├── StorageError          what a peer keeps for its callers cannot be had
+    │   ├── NotAuthenticated  it is not known who calls, and so not whose storage it would be
+    │   ├── StorageRefused    storage does not take that key, value or argument (also ValueError)
+    │   ├── StorageFull       the caller, or all callers together, keep as much as they may
+    │   └── StorageFailed     where it is kept has failed, or has not answered in time
     ├── RemoteError           the answer broke; carries what the other side sent
     ├── PassableError         base of application errors whose class name may cross the wire
     │   ├── PeerRestarted     what was asked of a process ended with it
@@ -111,6 +116,26 @@ class Backpressure(OCapNError):
 
 class TooBusy(OCapNError):
     """The peer that was asked runs as many methods, or keeps as many things, as its limits allow."""
+
+
+class StorageError(OCapNError):
+    """Base of what `current_storage` and its methods raise. The text names no key and no value."""
+
+
+class NotAuthenticated(StorageError):
+    """The netlayer does not prove who calls, and the application does not say it either: there is no storage."""
+
+
+class StorageRefused(StorageError, ValueError):
+    """A key, value, ttl, limit or cursor that storage does not take."""
+
+
+class StorageFull(StorageError):
+    """The quota of the caller, or what is kept for all callers together, is used up. Nothing was changed."""
+
+
+class StorageFailed(StorageError):
+    """The backend has raised something, or not answered in time. What was to be set may be set or not."""
 
 
 class RemoteError(OCapNError):

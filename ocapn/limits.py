@@ -13,6 +13,32 @@ def _positive(_: object, field: attrs.Attribute[Any], value: float) -> None:
 
 
 @attrs.frozen(kw_only=True)
+class StorageLimits:
+    """Bounds on what is kept for those who call, by `ocapn.current_storage()`.
+
+    Sizes are bytes: of keys in UTF-8, and of values as they are kept, in CBOR.
+    """
+
+    #: One key: room for a path of identifiers; a key is compared and copied all the time.
+    key: int = attrs.field(default=1024, validator=_positive)
+    #: One value. It is written whole whenever it changes.
+    value: int = attrs.field(default=64 << 10, validator=_positive)
+    #: Containers inside containers in a value, at most 256 as encoding recurses.
+    nesting: int = attrs.field(default=64, validator=[_positive, attrs.validators.le(256)])
+    #: What one peer may keep: keys, and keys and values in bytes.
+    peer_keys: int = attrs.field(default=10_000, validator=_positive)
+    peer_size: int = attrs.field(default=4 << 20, validator=_positive)
+    #: The same for all peers together, in the backends that `open_peer` makes. Python objects in memory take some
+    #: 400 bytes a key more.
+    keys: int = attrs.field(default=100_000, validator=_positive)
+    size: int = attrs.field(default=64 << 20, validator=_positive)
+    #: Keys in one `get_many`, `set_many` or `delete_many`.
+    batch: int = attrs.field(default=1_000, validator=_positive)
+    #: How long a backend that can block may take for one call, seconds: less than a caller would wait.
+    answer: float = attrs.field(default=5.0, validator=_positive)
+
+
+@attrs.frozen(kw_only=True)
 class Limits:
     """Bounds on everything that another peer can make this one hold or do.
 
@@ -75,6 +101,8 @@ class Limits:
     closing: float = attrs.field(default=2.0, validator=_positive)
     #: Draining a half-closed connection so that the last message is read.
     draining: float = attrs.field(default=1.0, validator=_positive)
+    #: What is kept for those who call.
+    storage: StorageLimits = attrs.field(factory=StorageLimits)
 
 
 #: Positions, counts and deltas are below this (durable.md, limits): they fit a signed 64-bit column.

@@ -18,6 +18,7 @@ from ocapn.captp.receiving import LARGE
 from ocapn.captp.session import Session as CoreSession
 from ocapn.errors import RemoteError, TooBusy
 from ocapn.limits import Limits
+from ocapn.references import current_caller
 from ocapn.sessions import Session
 
 #: In place of the id of a session, for methods begun when it had ended.
@@ -129,6 +130,7 @@ class Methods:
         # trio runs this task without a break up to the coroutine's first checkpoint, so what is let go here is
         # begun only after that first step.
         self._node.go_on(turn.target)
+        current_caller.set(turn.source)  # the context is that of whoever has started this task
         answer = turn.answer
         try:
             result = copy_result(await coroutine, self._limits)

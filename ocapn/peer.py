@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import CoroutineType
 from typing import Any, Final, Literal, cast, final, get_args, overload
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -37,8 +38,10 @@ from ocapn.netlayers.base import Channel, Listener, Netlayer
 from ocapn.policies import Reconnect
 from ocapn.promise import Promise
 from ocapn.reconcile import RestoredSession, facts
-from ocapn.references import Ref, Target, current_node
-from ocapn.sessions import Session
+from ocapn.references import Ref, Target, current_caller, current_node
+from ocapn.sessions import Keeping, Session
+from ocapn.storage.backend import AsyncStorageBackend, StorageBackend, StorageStats
+from ocapn.storage.memory import MemoryStorage
 from ocapn.supervision import SupervisedConnection
 
 netlayer_log: Final = logging.getLogger("ocapn.netlayer")
@@ -69,6 +72,8 @@ class Peer:
         authenticate: Callable[[Introduction], bool] | None,
         baggage: Baggage | None,
         lease: Lease | None,
+        storage: StorageBackend | AsyncStorageBackend | None,
+        storage_identity: Callable[[Session], str | None] | None,
     ) -> None:
         self.limits = limits
         self._netlayers = {netlayer.transport: netlayer for netlayer in netlayers}
@@ -77,6 +82,8 @@ class Peer:
         self._durables = dict(durables)
         self._connections: dict[CoreSession, Connection] = {}
         self._publics: dict[CoreSession, Session] = {}
+        #: Of those that are over, what applications still hold; by id, which they keep from being another's.
+        self._forgotten: WeakValueDictionary[int, Session] = WeakValueDictionary()
         self._unauthenticated: dict[str, int] = {}
         self._wakeup = Wakeup()
         self._garbage = Wakeup()
@@ -105,6 +112,7 @@ class Peer:
             authenticate=authenticate or (lambda introduction: True),
         )
         self._node.on_status = self._status
+        self._node.public = self._caller
         self._methods = Methods(self._node, limits, self._publics, baggage is not None, self.pump)
         self._commits: Commits | None = None
         self._restored = False
@@ -116,6 +124,11 @@ class Peer:
         if baggage is not None:
             keeper = self._node.keeper = baggage.keeper(self._node)
             self._commits = Commits(self._node, keeper, self._flush)
+            if storage is None:
+                storage = keeper.storage()
+        if storage is None:
+            storage = MemoryStorage(limits.storage, now=trio.current_time)
+        self._keeping = Keeping(storage, limits.storage, storage_identity)
 
     # What applications use
 
@@ -240,6 +253,10 @@ class Peer:
         """The sessions that have not ended, live and suspended."""
         return [public for session, public in self._publics.items() if session.ended is None]
 
+    def storage_stats(self) -> StorageStats | None:
+        """What is kept for callers (`current_storage`), cheaply; None if the backend is async, or does not count."""
+        return self._keeping.stats()
+
     def check(self) -> None:
         """The invariants of all sessions, and those between them. Raises AssertionError."""
         self._node.check()
@@ -276,7 +293,7 @@ class Peer:
         self.busy = True
         current = current_node.set(node)  # whoever called: methods find their own peer
         try:
-            node.run(self.limits.slice_turns)
+            self.run_turns()
             node.collect()
             self._show()
         finally:
@@ -286,6 +303,14 @@ class Peer:
             self.paused = [connection for connection in self.paused if not connection.read_on()]
         if not node.idle:
             self._wakeup.set()
+
+    def run_turns(self) -> None:
+        """Runs a slice of turns. Before and after them, nobody calls."""
+        caller = current_caller.set(None)
+        try:
+            self._node.run(self.limits.slice_turns)
+        finally:
+            current_caller.reset(caller)
 
     def _show(self) -> None:
         """Sends and tells what turns, or the application, have left to be sent and told."""
@@ -332,11 +357,13 @@ class Peer:
         while True:
             await trio.sleep(_EXPIRY)
             self._node.expire()
+            await self._keeping.sweep()
             self.pump()
 
     def _invoke(self, turn: Turn) -> object:
         target = turn.target
         assert isinstance(target, Target)
+        current_caller.set(turn.source)
         result = target._ocapn_call(turn.args)
         kind = type(result)
         if result is None or kind is int or kind is str or kind is bool:
@@ -377,15 +404,26 @@ class Peer:
             return
         public = self._publics.pop(session, None)
         if public is not None:
+            self._forgotten[id(session)] = public
             self._methods.outlive(session, public)
 
     def public(self, session: CoreSession) -> Session:
         """The application's end of a session."""
         public = self._publics.get(session)
         if public is None:
-            public = self._publics[session] = Session(session)
+            public = self._publics[session] = Session(session, self._keeping)
             connection = self._connected.get(session.location)
             self.limit(public, None if connection is None else connection.policy.lease)
+        return public
+
+    def _caller(self, session: CoreSession) -> Session:
+        """The same of a session that has called, which may be over and forgotten."""
+        public = self._publics.get(session) or self._forgotten.get(id(session))
+        if public is not None:
+            return public
+        if session.ended is None:
+            return self.public(session)
+        public = self._forgotten[id(session)] = Session(session, self._keeping)
         return public
 
     def limit(self, public: Session, lease: Lease | None) -> None:
@@ -660,6 +698,8 @@ async def open_peer(
     authenticate: Callable[[Introduction], bool] | None = None,
     baggage: Baggage | None = None,
     lease: Lease | None = None,
+    storage: StorageBackend | AsyncStorageBackend | None = None,
+    storage_identity: Callable[[Session], str | None] | None = None,
 ) -> AsyncIterator[Peer]:
     """Runs a peer for as long as the block: `async with ocapn.open_peer(netlayers=[...]) as peer:`.
 
@@ -673,6 +713,10 @@ async def open_peer(
     durable sessions survive the process too: they, and what is kept of durable objects, are there again when the peer
     is opened with it again. It belongs to one peer at a time. `lease` bounds how long sessions may be used, whoever
     began them, and says who may renew them (spec/supervision.md).
+
+    `storage` is where `current_storage` keeps what callers keep: by default in the baggage, without one in memory.
+    `storage_identity` says who calls in a session that the netlayer has not authenticated, or None: what it returns is
+    believed (spec/storage.md).
 
     On leaving, sessions end with op:abort after what is queued was flushed (at most `limits.closing` seconds), then
     running methods are cancelled.
@@ -700,6 +744,8 @@ async def open_peer(
         authenticate,
         baggage,
         lease,
+        storage,
+        storage_identity,
     )
     block: BaseException | None = None
     beside: BaseException | None = None

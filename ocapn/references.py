@@ -19,9 +19,12 @@ from ocapn.model.values import Symbol
 
 if TYPE_CHECKING:
     from ocapn.captp.node import Node
+    from ocapn.captp.session import Session
 
 #: The peer that sends to local objects are made on: set in the body of `open_peer` and in running methods.
 current_node: ContextVar[Node] = ContextVar("ocapn.current_node")
+#: The session that called the running method; None in one that was called locally, and in tasks of the library.
+current_caller: ContextVar[Session | None] = ContextVar("ocapn.current_caller", default=None)
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _MARK = "__ocapn_method__"

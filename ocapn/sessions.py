@@ -5,18 +5,25 @@ A `Session` outlasts the connections of its session, and is the same one whateve
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from typing import Literal, Protocol, final
+from typing import Final, Literal, Protocol, cast, final
 
 import attrs
 import trio
 
 from ocapn.captp.session import Session as CoreSession
-from ocapn.errors import SessionEnded, fresh
+from ocapn.errors import NotAuthenticated, OCapNError, SessionEnded, fresh
+from ocapn.limits import StorageLimits
 from ocapn.listeners import Listeners
 from ocapn.model.locators import PeerLocator
 from ocapn.promise import waited
+from ocapn.storage.access import can_block
+from ocapn.storage.backend import AsyncStorageBackend, StorageBackend, StorageStats, name_given, name_of
+from ocapn.storage.checks import check_key
 from ocapn.trace import Tracer
+
+log: Final = logging.getLogger("ocapn.storage")
 
 Status = Literal["live", "suspended", "expired", "ended"]
 
@@ -46,14 +53,64 @@ class Renewable(Protocol):
 
 
 @final
+class Keeping:
+    """Where a peer keeps what those who call it keep, and who they are (spec/storage.md)."""
+
+    def __init__(
+        self,
+        backend: StorageBackend | AsyncStorageBackend,
+        limits: StorageLimits,
+        identity: Callable[[Session], str | None] | None,
+    ) -> None:
+        self.backend = backend
+        self.blocks = can_block(backend)
+        self.limits = limits
+        self._identity = identity
+
+    def name(self, session: Session) -> str:
+        """The caller's name in the backend. Raises NotAuthenticated, StorageRefused if the application's is none."""
+        if session.authenticated:
+            return name_of(session.location.transport, session.location.designator)
+        said = None if self._identity is None else self._identity(session)
+        if said is None:
+            raise NotAuthenticated("nobody has proved who calls, so there is no storage")
+        return name_given(check_key(said, self.limits.key, "what storage_identity returns"))
+
+    def stats(self) -> StorageStats | None:
+        """What is kept; None if the backend does not say, or would have to be waited for."""
+        stats = None if self.blocks else getattr(self.backend, "stats", None)
+        return None if stats is None else cast(StorageStats, stats())
+
+    async def sweep(self) -> None:
+        """Removes some of what has expired. What fails is tried again the next time."""
+        sweep = getattr(self.backend, "sweep", None)
+        if sweep is None:
+            return
+        try:
+            if not self.blocks:
+                sweep()
+                return
+            with trio.move_on_after(self.limits.answer):
+                await sweep()
+        except OCapNError as error:
+            log.warning("expired entries are not removed: %s", error)
+        except Exception as error:
+            log.warning(
+                "expired entries are not removed: the storage has failed with %s", type(error).__name__
+            )
+
+
+@final
 class Session:
     """A session with another peer, for applications that want to know: `peer.sessions`."""
 
-    __slots__ = ("_core", "_listeners", "_room", "left", "methods", "tenure")
+    __slots__ = ("__weakref__", "_core", "_listeners", "_room", "keeping", "left", "methods", "tenure")
 
-    def __init__(self, core: CoreSession) -> None:
+    def __init__(self, core: CoreSession, keeping: Keeping) -> None:
         self._core = core
         self._listeners = Listeners[SessionEvent]()
+        #: Where the peer keeps what the other one keeps.
+        self.keeping = keeping
         self._room = trio.Event()
         #: The running `async` methods that the other peer called. They may outlive the session.
         self.methods: set[trio.CancelScope] = set()

@@ -10,7 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import attrs
 
@@ -170,6 +170,8 @@ class Node:
         self.authenticate = authenticate
         #: Called when a session was cut, has resumed or has ended.
         self.on_status: Callable[[Session], None] | None = None
+        #: The application's end of a session.
+        self.public: Callable[[Session], Any] = lambda session: session
         #: Identifier of the thread that the node is used from.
         self.thread = 0
         self.own: list[PeerLocator] = []

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ocapn.captp.node import Node, Turn
     from ocapn.captp.session import Session
     from ocapn.captp.tables import Import
+    from ocapn.storage.backend import StorageBackend
 
 
 @attrs.frozen
@@ -44,6 +45,9 @@ class Keeper(Protocol):
 
     def designator(self, transport: str, drawn: str) -> str:
         """The designator of this peer over a transport: `drawn` the first time, and that for ever."""
+
+    def storage(self) -> StorageBackend:
+        """Keeps what callers keep, in the transactions of their turns. Called once, before `restore`."""
 
     def restore(self) -> None:
         """Brings back what was kept, sessions as suspended ones, and settles what cannot go on after a restart."""

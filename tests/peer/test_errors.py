@@ -447,7 +447,7 @@ async def test_an_error_that_nobody_is_told_is_logged_with_its_traceback_here_on
 def test_the_exceptions_are_one_tree() -> None:
     public = [getattr(ocapn, name) for name in ocapn.__all__]
     errors = [thing for thing in public if isinstance(thing, type) and issubclass(thing, BaseException)]
-    assert len(errors) == 19
+    assert len(errors) == 24
     assert all(issubclass(error, ocapn.OCapNError) for error in errors)
     assert all(error.__name__ in (ocapn.errors.__doc__ or "") for error in errors)
     assert Peer.__module__ == "ocapn.peer"
