@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from hashlib import blake2b
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Final
 
+from durable.encoding import DIGEST, changes_of, digest_of, digest_start, logged
 from durable.errors import BaggageCorrupt, BaggageFailed, BaggageRefused, DurableError
 from durable.header import FORMAT, HEADER, NEW_HEADER, Header, read_header, write_header
 from durable.place import Lock, remove, rewrite, settle, sync
@@ -38,13 +37,9 @@ _SCHEMA: Final = {
     table: f"CREATE TABLE {table} (key BLOB PRIMARY KEY, value BLOB NOT NULL, digest BLOB NOT NULL) WITHOUT ROWID"
     for table in ("meta", *TABLES)
 } | {"log": "CREATE TABLE log (number INTEGER PRIMARY KEY, value BLOB NOT NULL, digest BLOB NOT NULL)"}
-#: Of a change in the log: the place of its table in TABLES, the lengths of key and value; 0 removes, else one more.
-_CHANGE: Final = struct.Struct(">BII")
-_NUMBERS: Final = {table: number for number, table in enumerate(TABLES)}
 _IDENTITY: Final = b"store"
 _CONTENT: Final = b"content"
-_DIGEST: Final = 16
-_MODULUS: Final = 1 << 8 * _DIGEST
+_MODULUS: Final = 1 << 8 * DIGEST
 _PRAGMAS: Final = (
     "trusted_schema=OFF",
     "cell_size_check=ON",
@@ -247,8 +242,8 @@ class DirectoryStore:
             connection.execute("BEGIN")
             for sql in _SCHEMA.values():
                 connection.execute(sql)
-            for key, value in ((_IDENTITY, store_id), (_CONTENT, bytes(16 + _DIGEST))):
-                digest = _finish(_start(store_id, "meta"), key, value)
+            for key, value in ((_IDENTITY, store_id), (_CONTENT, bytes(16 + DIGEST))):
+                digest = digest_of(digest_start(store_id, "meta"), key, value)
                 connection.execute("INSERT INTO meta VALUES (?, ?, ?)", (key, value, digest))
             connection.execute("COMMIT")
             if connection.execute("PRAGMA journal_mode=WAL").fetchall() != [("wal",)]:
@@ -280,7 +275,7 @@ class DirectoryStore:
         if type(identity) is not bytes:
             raise BaggageCorrupt("the identity of the store is gone", STATE, "meta")
         self.store_id = identity
-        self._starts = {table: _start(identity, table) for table in _SCHEMA}
+        self._starts = {table: digest_start(identity, table) for table in _SCHEMA}
         content = self._get("meta", _CONTENT)
         if content is None:
             raise BaggageCorrupt("the digest of the content is gone", STATE, "meta")
@@ -292,7 +287,7 @@ class DirectoryStore:
         """Takes what the log holds into memory."""
         for value in self._logged():
             self._last += 1
-            self._remember(_changes(value), len(value))
+            self._remember(changes_of(value), len(value))
 
     def _logged(self) -> list[bytes]:
         """What the log holds, in order."""
@@ -338,7 +333,7 @@ class DirectoryStore:
         return value
 
     def _digest(self, table: str, key: bytes, value: bytes) -> bytes:
-        return _finish(self._starts[table], key, value)
+        return digest_of(self._starts[table], key, value)
 
     def _rows(self, sql: str, parameters: tuple[object, ...] = ()) -> list[Row]:
         """All rows at once, so that no read stays open."""
@@ -356,7 +351,7 @@ class DirectoryStore:
 
     def _append(self, changes: Changes) -> None:
         number = self._last + 1
-        value = _logged(changes)
+        value = logged(changes)
         digest = self._digest("log", number.to_bytes(8, "big"), value)
         self._writer.execute("INSERT INTO log VALUES (?, ?, ?)", (number, value, digest))
         self._last = number
@@ -390,7 +385,7 @@ class DirectoryStore:
                 elif old is not None:
                     writer.execute(f"DELETE FROM {table} WHERE key = ?", (key,))
         total %= _MODULUS
-        content = count.to_bytes(8, "big") + total.to_bytes(_DIGEST, "big") + self._last.to_bytes(8, "big")
+        content = count.to_bytes(8, "big") + total.to_bytes(DIGEST, "big") + self._last.to_bytes(8, "big")
         digest = self._digest("meta", _CONTENT, content)
         writer.execute("REPLACE INTO meta VALUES (?, ?, ?)", (_CONTENT, content, digest))
         writer.execute("DELETE FROM log")
@@ -428,41 +423,6 @@ class DirectoryStore:
             except _ERRORS:
                 pass
         self._lock.close()
-
-
-def _start(store_id: bytes, table: str) -> blake2b:
-    start = blake2b(digest_size=_DIGEST)
-    for part in (store_id, table.encode()):
-        start.update(len(part).to_bytes(8, "big") + part)
-    return start
-
-
-def _finish(start: blake2b, key: bytes, value: bytes) -> bytes:
-    digest = start.copy()
-    digest.update(b"".join((len(key).to_bytes(8, "big"), key, len(value).to_bytes(8, "big"), value)))
-    return digest.digest()
-
-
-def _logged(changes: Changes) -> bytes:
-    """Changes as the log has them."""
-    parts = []
-    for (table, key), value in changes.items():
-        parts += [_CHANGE.pack(_NUMBERS[table], len(key), 0 if value is None else len(value) + 1), key]
-        if value is not None:
-            parts.append(value)
-    return b"".join(parts)
-
-
-def _changes(logged: bytes) -> Changes:
-    """The changes of which `_logged` has made this."""
-    changes: dict[tuple[str, bytes], bytes | None] = {}
-    at = 0
-    while at < len(logged):
-        number, key_size, size = _CHANGE.unpack_from(logged, at)
-        start = at + _CHANGE.size + key_size
-        at = start + max(0, size - 1)
-        changes[TABLES[number], logged[start - key_size : start]] = logged[start:at] if size else None
-    return changes
 
 
 def _translated(error: BaseException) -> DurableError:

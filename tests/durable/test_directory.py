@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 import durable.directory
+import durable.encoding
 import durable.header
 import durable.place
 from durable import (
@@ -598,7 +599,7 @@ def test_a_sync_that_fails_after_the_commit_was_written(path: Path) -> None:
         nonlocal failing
         if failing and sql.startswith("INSERT INTO log"):
             failing = False
-            value = durable.directory._logged(changes)
+            value = durable.encoding.logged(changes)
             digest = store._digest("log", (1).to_bytes(8, "big"), value)
             store._writer.execute(sql, (1, value, digest))
             raise disk_error(*SYNC)
