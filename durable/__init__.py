@@ -13,9 +13,13 @@ from durable.errors import (
     BaggageRefused,
     DurableError,
     NotStorable,
+    SealRefused,
 )
 from durable.memory import MemoryStore
 from durable.objects import MissingKind, MissingUpgrade, kind, upgrade, when
+from durable.resealing import rotate, seal, unseal
+from durable.sealing import SealedStore
+from durable.seals import KeyFile, Passphrase, Seal
 from durable.store import TABLES, Store
 
 __all__ = [
@@ -29,15 +33,23 @@ __all__ = [
     "Batch",
     "DirectoryStore",
     "DurableError",
+    "KeyFile",
     "MemoryBaggage",
     "MemoryStore",
     "MissingKind",
     "MissingUpgrade",
     "Namespace",
     "NotStorable",
+    "Passphrase",
+    "Seal",
+    "SealRefused",
+    "SealedStore",
     "Store",
     "kind",
     "open_baggage",
+    "rotate",
+    "seal",
+    "unseal",
     "upgrade",
     "when",
 ]
