@@ -17,7 +17,7 @@ from durable.errors import (
 )
 from durable.memory import MemoryStore
 from durable.objects import MissingKind, MissingUpgrade, kind, upgrade, when
-from durable.resealing import rotate, seal, unseal
+from durable.resealing import rotate, seal, sealed_by, unseal, verify_sealed
 from durable.sealing import SealedStore
 from durable.seals import KeyFile, Passphrase, Seal
 from durable.store import TABLES, Store
@@ -49,7 +49,9 @@ __all__ = [
     "open_baggage",
     "rotate",
     "seal",
+    "sealed_by",
     "unseal",
     "upgrade",
+    "verify_sealed",
     "when",
 ]

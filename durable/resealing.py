@@ -12,7 +12,7 @@ from pathlib import Path
 
 from durable.directory import DirectoryStore
 from durable.errors import BaggageRefused, SealRefused
-from durable.header import HEADER, Header
+from durable.header import HEADER, NEXT_HEADER, Header, read_header
 from durable.sealing import Rows, SealedStore
 from durable.seals import KEY_SIZE, Seal, kind_of, new_sealing
 from durable.sqlite import STATE
@@ -26,7 +26,7 @@ def seal(path: str | PathLike[str], new: Seal) -> None:
     """
     kind_of(new)
     _require(path)
-    with closing(DirectoryStore(path, sealed=True)) as store:
+    with closing(DirectoryStore(path, header=_unfinished, sealed=True)) as store:
         if store.header.sealing is not None:
             raise SealRefused(f"{store.path} is sealed already: rotate puts another seal on")
         store.verify()
@@ -62,6 +62,33 @@ def rotate(path: str | PathLike[str], old: Seal, new: Seal, *, rows: bool = True
             if rows
             else None,
         )
+
+
+def sealed_by(path: str | PathLike[str]) -> str | None:
+    """The kind of key that opens the baggage in a directory: "passphrase", "key-file" or "caller"; None for one that is
+    not sealed. Raises what opening raises."""
+    _require(path)
+    header = read_header(Path(path))
+    if header is None or (Path(path) / NEXT_HEADER).exists():
+        # What a change or a making has left, the store sorts out.
+        with closing(DirectoryStore(path, header=_unfinished, sealed=True)) as store:
+            header = store.header
+    return None if header.sealing is None else header.sealing.kind
+
+
+def verify_sealed(path: str | PathLike[str]) -> int:
+    """What can be verified of a sealed baggage without its key: that all rows are as they were written. Says how many.
+
+    Raises BaggageCorrupt, and what opening raises.
+    """
+    _require(path)
+    with closing(DirectoryStore(path, header=_unfinished, sealed=True)) as store:
+        return store.verify()
+
+
+def _unfinished(store_id: bytes) -> Header:
+    """No header is made here: who makes the baggage decides whether it is sealed."""
+    raise BaggageRefused("making the baggage has stopped before its end: open it as you would make it")
 
 
 def _require(path: str | PathLike[str]) -> None:
