@@ -97,8 +97,8 @@ def test_what_serve_makes_is_sealed(capsys: pytest.CaptureFixture[str], path: Pa
         said = finished(process).err.splitlines()
     assert said == [
         f"ocapn serve: sealed with the key in {key}, which was made: keep a copy of it elsewhere, as nothing "
-        "else opens the baggage. That protects copies of the directory, and disks thrown away without the key; it does not "
-        "protect from whoever reads the key file too",
+        "else opens the baggage. That protects copies of the directory, and disks thrown away without the key; it "
+        "does not protect from whoever reads the key file too",
         "ocapn serve: terminated",
     ]
     assert stat.S_IMODE(key.stat().st_mode) == 0o600

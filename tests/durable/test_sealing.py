@@ -304,10 +304,13 @@ def test_a_row_whose_key_is_not_that_of_its_mac(path: Path) -> None:
         damage(path, "user", mac, "the row is not that of its key")
 
 
-def test_an_open_store_sees_rows_that_change_under_it(path: Path) -> None:
+@pytest.mark.parametrize("count", [2, 200])
+def test_an_open_store_sees_rows_that_change_under_it(path: Path, count: int) -> None:
     with closing(SealedStore(path, FAST)) as store:
-        store.commit({("user", b"a"): b"1", ("user", b"b"): b"1"})
-        mac = store.rows.mac("user", b"a")
+        made = {("user", b"%03d" % number): b"%d" % number for number in range(count)}
+        store.commit(made)
+        assert content(store) == made
+        mac = store.rows.mac("user", b"001")
         store.inner.commit({("user", mac): None})
         for call in (lambda: store.scan("user"), store.verify):
             with pytest.raises(BaggageCorrupt, match=r"gone|not those") as caught:
