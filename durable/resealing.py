@@ -31,7 +31,7 @@ def seal(path: str | PathLike[str], new: Seal) -> None:
             raise SealRefused(f"{store.path} is sealed already: rotate puts another seal on")
         store.verify()
         data_key = secrets.token_bytes(KEY_SIZE)
-        header = Header(store.store_id, new_sealing(new, store.store_id, data_key))
+        header = Header(store.store_id, new_sealing(new, store.path, store.store_id, data_key))
         store.replace(header, Rows(data_key, store.store_id).seal)
 
 
@@ -55,7 +55,7 @@ def rotate(path: str | PathLike[str], old: Seal, new: Seal, *, rows: bool = True
         store.verify()
         data_key = secrets.token_bytes(KEY_SIZE) if rows else store.rows.data_key
         after = Rows(data_key, store.store_id)
-        header = Header(store.store_id, new_sealing(new, store.store_id, data_key))
+        header = Header(store.store_id, new_sealing(new, store.path, store.store_id, data_key))
         store.inner.replace(
             header,
             (lambda table, mac, sealed: after.seal(table, *store.rows.open(table, mac, sealed)))

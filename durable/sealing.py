@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from hashlib import blake2b
 from os import PathLike
+from pathlib import Path
 from typing import Final
 
 from nacl.bindings import (
@@ -97,7 +98,7 @@ class SealedStore:
 
         def header(store_id: bytes) -> Header:
             data_key = secrets.token_bytes(KEY_SIZE)
-            sealing = new_sealing(seal, store_id, data_key)
+            sealing = new_sealing(seal, Path(path), store_id, data_key)
             made.append(data_key)
             return Header(store_id, sealing)
 

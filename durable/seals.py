@@ -160,14 +160,16 @@ def kind_of(seal: Seal) -> str:
     raise TypeError(f"a seal is a Passphrase, a KeyFile or a function, not a {type(seal).__qualname__}")
 
 
-def new_sealing(seal: Seal, store_id: bytes, data_key: bytes) -> Sealing:
-    """The data key of a store, under a seal that is new to it. Makes a key file that is not there.
+def new_sealing(seal: Seal, directory: Path, store_id: bytes, data_key: bytes) -> Sealing:
+    """The data key of the store in a directory, under a seal that is new to it. Makes a key file that is not there.
 
     Raises SealRefused, BaggageFailed.
     """
     kind = kind_of(seal)
     stretching = seal.new_stretching() if isinstance(seal, Passphrase) else None
     if isinstance(seal, KeyFile):
+        if directory.resolve() in seal.path.resolve().parents:
+            raise SealRefused(f"the key file {seal.path} would be in the baggage, and in every copy of it")
         seal.make()
     key = _wrapping_key(seal, store_id, stretching)
     return Sealing(kind, stretching, wrap(data_key, key, store_id, kind, stretching))

@@ -127,11 +127,7 @@ def new_seal(path: str, options: Asked) -> Any:
             return _passphrase(options, f"New passphrase of {path}: ", again=True)
         case "none":
             return None
-    file = Path(options.key_file) if options.key_file is not None else beside(path)
-    directory = Path(os.path.realpath(path))
-    if directory in Path(os.path.realpath(file)).parents:
-        raise Failure(ExitCode.USAGE, f"the key file {file} would be in the baggage, and in every copy of it")
-    return baggages.durable().KeyFile(file)
+    return baggages.durable().KeyFile(options.key_file or beside(path))
 
 
 def openable(path: str, options: Asked) -> bool:

@@ -47,6 +47,8 @@ from tests.durable.support import FAST
 STORE_ID = bytes(range(32))
 DATA_KEY = bytes(range(100, 132))
 SALT = bytes(16)
+#: No key file of these tests is in it.
+NOWHERE = Path("/nowhere/baggage")
 
 
 @pytest.fixture
@@ -75,7 +77,7 @@ def seal(request: pytest.FixtureRequest, tmp_path: Path) -> durable.Seal:
 
 
 def test_a_data_key_comes_back(seal: durable.Seal) -> None:
-    sealings = [new_sealing(seal, STORE_ID, DATA_KEY) for _ in range(2)]
+    sealings = [new_sealing(seal, NOWHERE, STORE_ID, DATA_KEY) for _ in range(2)]
     for sealing in sealings:
         assert data_key_of(seal, Header(STORE_ID, sealing)) == DATA_KEY
         assert DATA_KEY not in sealing.wrapped
@@ -85,7 +87,7 @@ def test_a_data_key_comes_back(seal: durable.Seal) -> None:
 
 
 def test_a_header_of_another_store_does_not_open(seal: durable.Seal) -> None:
-    sealing = new_sealing(seal, STORE_ID, DATA_KEY)
+    sealing = new_sealing(seal, NOWHERE, STORE_ID, DATA_KEY)
     assert opened(seal, Header(bytes(32), sealing)) == durable.seals._WRONG
 
 
@@ -98,7 +100,7 @@ def test_the_store_is_bound_beside_the_key() -> None:
 
 
 def test_every_flipped_byte_of_a_wrapped_key(seal: durable.Seal) -> None:
-    sealing = new_sealing(seal, STORE_ID, DATA_KEY)
+    sealing = new_sealing(seal, NOWHERE, STORE_ID, DATA_KEY)
     for place in range(len(sealing.wrapped)):
         changed = bytearray(sealing.wrapped)
         changed[place] ^= 1 << place % 8
@@ -109,7 +111,7 @@ def test_every_flipped_byte_of_a_wrapped_key(seal: durable.Seal) -> None:
 def test_a_changed_kind_does_not_open(tmp_path: Path) -> None:
     """The same 32 bytes from a file and from a function are not the same seal."""
     file = KeyFile(tmp_path / "key")
-    sealing = new_sealing(file, STORE_ID, DATA_KEY)
+    sealing = new_sealing(file, NOWHERE, STORE_ID, DATA_KEY)
     header = Header(STORE_ID, Sealing(CALLER, None, sealing.wrapped))
     assert opened(lambda _: file.key(), header) == durable.seals._WRONG
     assert opened(file, header) == durable.seals._WRONG
@@ -121,7 +123,7 @@ def test_a_changed_kind_does_not_open(tmp_path: Path) -> None:
 def test_changed_parameters_do_not_open(change: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Though another key comes of them anyway: the parameters are authenticated too."""
     monkeypatch.setattr(Passphrase, "key", lambda self, how: bytes(32))
-    sealing = new_sealing(FAST, STORE_ID, DATA_KEY)
+    sealing = new_sealing(FAST, NOWHERE, STORE_ID, DATA_KEY)
     assert sealing.stretching is not None
     assert data_key_of(FAST, Header(STORE_ID, sealing)) == DATA_KEY
     kept: dict[str, Any] = {"opslimit": 1, "memlimit": MEMLIMITS[0], "salt": sealing.stretching.salt}
@@ -136,15 +138,15 @@ def test_a_passphrase_in_either_unicode_form() -> None:
     composed, decomposed = (
         Passphrase(unicodedata.normalize(form, "é"), opslimit=1, memlimit=8 << 20) for form in ("NFC", "NFD")
     )
-    sealing = new_sealing(composed, STORE_ID, DATA_KEY)
+    sealing = new_sealing(composed, NOWHERE, STORE_ID, DATA_KEY)
     assert data_key_of(decomposed, Header(STORE_ID, sealing)) == DATA_KEY
 
 
 def test_the_parameters_are_those_of_the_header() -> None:
-    sealing = new_sealing(FAST, STORE_ID, DATA_KEY)
+    sealing = new_sealing(FAST, NOWHERE, STORE_ID, DATA_KEY)
     other = Passphrase("right passphrase", opslimit=2, memlimit=16 << 20)
     assert data_key_of(other, Header(STORE_ID, sealing)) == DATA_KEY
-    again = new_sealing(other, STORE_ID, DATA_KEY).stretching
+    again = new_sealing(other, NOWHERE, STORE_ID, DATA_KEY).stretching
     assert again is not None
     assert (again.opslimit, again.memlimit) == (2, 16 << 20)
 
@@ -409,6 +411,18 @@ def test_a_key_file_that_is_refused(path: Path, tmp_path: Path, number: int) -> 
         file.write_bytes(key)
         file.chmod(0o400)
         SealedStore(path, KeyFile(file)).close()
+
+
+def test_a_key_file_in_the_baggage_is_refused(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(path)
+    for place in (path, tmp_path / "link"):
+        with pytest.raises(SealRefused, match="would be in the baggage, and in every copy of it"):
+            SealedStore(path, KeyFile(place / "key"))
+        assert not (path / "key").exists()
+    DirectoryStore(path).close()
+    with pytest.raises(SealRefused, match="would be in the baggage"):
+        durable.seal(path, KeyFile(path / "key"))
+    DirectoryStore(path).close()
 
 
 def test_a_key_file_that_cannot_be_made(path: Path, tmp_path: Path) -> None:
