@@ -252,8 +252,8 @@ class DirectoryStore:
         belonging = self._get("meta", _HEADER)
         changed = False
         if header is None:
-            # Making it stopped before the last step; or the header of a baggage in use was lost.
-            if self._count or belonging is not None:
+            # Making it stopped before its last step, or the header was lost.
+            if self._count or belonging is not None or self._rows("SELECT number FROM log LIMIT 1"):
                 raise BaggageCorrupt("the header is gone", HEADER)
             header = self._first_header(self.store_id)
             write_header(self.path, header)

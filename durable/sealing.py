@@ -35,7 +35,8 @@ _MAC: Final = 32
 _LENGTH: Final = 4
 #: Of a sealed value: nonce, authenticator, length of the key.
 _LEAST: Final = NONCE_SIZE + 16 + _LENGTH
-_PAGE: Final = 1000
+#: Rows that are read together where all are, sealed and open.
+_PAGE: Final = 200
 #: Rows that are read one by one, in the disorder of their macs, rather than with all others of their table.
 _FEW: Final = 50
 

@@ -222,6 +222,16 @@ def test_a_missing_file(path: Path, name: str) -> None:
     assert not (path / name).exists()
 
 
+def test_a_missing_header_though_all_rows_are_in_the_log(path: Path, tmp_path: Path) -> None:
+    with closing(DirectoryStore(path)) as store:
+        store.commit({("user", b"k"): b"1"})
+        copy = crashed(path, tmp_path / "copy")
+    (copy / "header.cbor").unlink()
+    with pytest.raises(BaggageCorrupt, match="the header is gone"):
+        DirectoryStore(copy)
+    assert not (copy / "header.cbor").exists()
+
+
 def test_swapped_files(path: Path, tmp_path: Path) -> None:
     for place in (path, tmp_path / "other"):
         DirectoryStore(place).close()
