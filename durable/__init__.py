@@ -1,6 +1,6 @@
 """State that outlives the process: a baggage, which is a small transactional store for a peer and its application.
 
-Begin with `open_baggage`. spec/baggage.md describes the files.
+Begin with `open_baggage`. spec/baggage.md describes the files, spec/sealing.md how they are encrypted.
 """
 
 from durable.baggage import Baggage, Batch, MemoryBaggage, Namespace, open_baggage

@@ -142,6 +142,14 @@ def test_serve_with_a_passphrase(capsys: pytest.CaptureFixture[str], path: Path,
     assert baggage(capsys, "verify", path, phrase).out.endswith("and they agree with each other\n")
 
 
+def test_serve_goes_on_with_one_that_was_made_in_part(path: Path) -> None:
+    """It is sealed then, as it would have been."""
+    durable.open_baggage(path).close()
+    (path / "header.cbor").unlink()
+    with serving(path, "a=Counter"):
+        assert durable.sealed_by(path) == "key-file"
+
+
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [

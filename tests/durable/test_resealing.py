@@ -235,6 +235,37 @@ def test_none_is_made(tmp_path: Path, change: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("call", [durable.sealed_by, durable.verify_sealed, CHANGES["seal"]])
+def test_one_that_is_made_in_part(path: Path, call: Callable[[Path], object]) -> None:
+    """Whoever looks into it does not decide that it is a plain one."""
+    SealedStore(path, FAST).close()
+    (path / "header.cbor").unlink()
+    with pytest.raises(BaggageRefused, match="making the baggage has stopped before its end"):
+        call(path)
+    assert not (path / "header.cbor").exists()
+    SealedStore(path, FAST).close()
+    assert durable.sealed_by(path) == "passphrase"
+
+
+def test_which_seal_it_has(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(path, None)
+    assert durable.sealed_by(path) is None
+    durable.seal(path, FAST)
+    assert durable.sealed_by(path) == "passphrase"
+    with closing(SealedStore(path, FAST)):
+        assert durable.sealed_by(path) == "passphrase"  # though it is in use
+    durable.rotate(path, FAST, KeyFile(tmp_path / "key"))
+    assert durable.sealed_by(path) == "key-file"
+    monkeypatch.setattr("durable.directory.finish_header", lambda directory: None)
+    durable.rotate(path, KeyFile(tmp_path / "key"), lambda store_id: bytes(32))
+    monkeypatch.undo()
+    header = read_header(path)
+    assert header is not None
+    assert header.sealing is not None
+    assert header.sealing.kind == "key-file", "the header that goes was not left"
+    assert durable.sealed_by(path) == "caller"
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_one_that_is_in_use(path: Path, change: str) -> None:
     seal = None if change == "seal" else FAST
