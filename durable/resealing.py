@@ -14,7 +14,7 @@ from durable.directory import DirectoryStore
 from durable.errors import BaggageRefused, SealRefused
 from durable.header import HEADER, NEXT_HEADER, Header, read_header
 from durable.sealing import Rows, SealedStore
-from durable.seals import KEY_SIZE, Seal, kind_of, new_sealing
+from durable.seals import KEY_SIZE, Seal, new_sealing
 from durable.sqlite import STATE
 
 
@@ -24,7 +24,6 @@ def seal(path: str | PathLike[str], new: Seal) -> None:
     That holds of the files: blocks of the medium that were written before are the filesystem's to overwrite. Raises
     SealRefused, and what opening raises. Blocks.
     """
-    kind_of(new)
     _require(path)
     with closing(DirectoryStore(path, header=_unfinished, sealed=True)) as store:
         if store.header.sealing is not None:
@@ -49,7 +48,6 @@ def rotate(path: str | PathLike[str], old: Seal, new: Seal, *, rows: bool = True
     All rows are written anew, under a new data key. Without `rows` only the key is sealed anew: at once, but whoever
     has the old seal and an old header can still read. Raises SealRefused, and what opening raises. Blocks.
     """
-    kind_of(new)
     _require(path)
     with closing(SealedStore(path, old)) as store:
         store.verify()
