@@ -16,10 +16,11 @@ from os import PathLike
 from types import TracebackType
 from typing import Any, Final, Self
 
-from durable.directory import DirectoryStore
 from durable.errors import BaggageFailed, NotStorable
 from durable.memory import MemoryStore
 from durable.records import MAX_SIZE, decode, encode, pack, unpack
+from durable.sealing import open_store
+from durable.seals import Seal
 from durable.store import Changes, Store, check_table, laid_over, row_name
 
 _USER: Final = "user"
@@ -408,13 +409,20 @@ class MemoryBaggage(Baggage):
         super().__init__(store or MemoryStore(), max_value=max_value)
 
 
-def open_baggage(path: str | PathLike[str], *, max_value: int = MAX_SIZE) -> Baggage:
+def open_baggage(
+    path: str | PathLike[str], *, seal: Seal | None = None, max_value: int = MAX_SIZE
+) -> Baggage:
     """The baggage in the directory `path`, made if absent, with mode 0700. To be closed: `with open_baggage(…) as …`.
 
-    Raises BaggageInUse if somebody has it open, BaggageRefused if none can be kept there, BaggageCorrupt,
-    BaggageNewer, and BaggageFailed where the operating system refuses something.
+    With a `seal` it is encrypted at rest, from its making on: `Passphrase`, `KeyFile`, or a function that is given the
+    id of the store and returns a key of 32 bytes. spec/sealing.md says what that protects. `durable.seal` is for one
+    that is there.
+
+    Raises BaggageInUse if somebody has it open, BaggageRefused if none can be kept there, SealRefused if the seal is
+    not that of the baggage, or one of the two is without; BaggageCorrupt, BaggageNewer, and BaggageFailed where the
+    operating system refuses something.
     """
-    return Baggage(DirectoryStore(path), max_value=max_value)
+    return Baggage(open_store(path, seal), max_value=max_value)
 
 
 def _decoded(row: bytes, data: bytes) -> Any:

@@ -10,21 +10,31 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from hashlib import blake2b
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Final
 
-from durable.errors import BaggageCorrupt, BaggageFailed, BaggageRefused, DurableError
-from durable.header import FORMAT, HEADER, NEW_HEADER, Header, read_header, write_header
+from durable.encoding import DIGEST, changes_of, digest_of, digest_start, logged
+from durable.errors import BaggageCorrupt, BaggageFailed, BaggageRefused, SealRefused
+from durable.header import (
+    FORMAT,
+    HEADER,
+    NEW_HEADER,
+    NEXT_HEADER,
+    Header,
+    finish_header,
+    header_of,
+    read_header,
+    write_header,
+    write_next_header,
+)
 from durable.place import Lock, remove, rewrite, settle, sync
+from durable.sqlite import ERRORS, SCHEMA, STATE, system_errors, translated
 from durable.store import TABLES, Changes, above_prefix, check_table, laid_over, row_name
 
-STATE: Final = "state.db"
 WAL: Final = "state.db-wal"
 #: The database while it is being made: until it is whole it does not bear its name.
 _NEW: Final = "state.db.new"
@@ -32,19 +42,14 @@ _NEW_FILES: Final = (_NEW, f"{_NEW}-journal", f"{_NEW}-wal", f"{_NEW}-shm")
 #: `application_id` of the database: "OCap".
 _APPLICATION: Final = 0x4F436170
 #: Bytes of commits in the log: a few hundred small ones.
-_LOG_SIZE: Final = 2 << 20
+LOG_SIZE: Final = 2 << 20
 _PAGE: Final = 4096
-_SCHEMA: Final = {
-    table: f"CREATE TABLE {table} (key BLOB PRIMARY KEY, value BLOB NOT NULL, digest BLOB NOT NULL) WITHOUT ROWID"
-    for table in ("meta", *TABLES)
-} | {"log": "CREATE TABLE log (number INTEGER PRIMARY KEY, value BLOB NOT NULL, digest BLOB NOT NULL)"}
-#: Of a change in the log: the place of its table in TABLES, the lengths of key and value; 0 removes, else one more.
-_CHANGE: Final = struct.Struct(">BII")
-_NUMBERS: Final = {table: number for number, table in enumerate(TABLES)}
+#: Rows that are read together where all are.
+_ROWS: Final = 1000
 _IDENTITY: Final = b"store"
 _CONTENT: Final = b"content"
-_DIGEST: Final = 16
-_MODULUS: Final = 1 << 8 * _DIGEST
+_HEADER: Final = b"header"
+_MODULUS: Final = 1 << 8 * DIGEST
 _PRAGMAS: Final = (
     "trusted_schema=OFF",
     "cell_size_check=ON",
@@ -54,24 +59,9 @@ _PRAGMAS: Final = (
     "secure_delete=ON",
     "wal_autocheckpoint=0",
 )
-#: Codes that tell of what stands in the file; all others tell of the system that does not read or write it.
-_CORRUPT: Final = frozenset(
-    {
-        sqlite3.SQLITE_ERROR,  # a table or column that is not there
-        sqlite3.SQLITE_CORRUPT,
-        sqlite3.SQLITE_NOTADB,
-        sqlite3.SQLITE_FORMAT,
-        sqlite3.SQLITE_SCHEMA,
-        sqlite3.SQLITE_TOOBIG,
-        sqlite3.SQLITE_MISMATCH,
-    }
-)
-_CORRUPT_IO: Final = frozenset(
-    {sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS, sqlite3.SQLITE_IOERR_DATA}
-)
-_ERRORS: Final = (sqlite3.Error, MemoryError)
-
 Row = tuple[Any, ...]
+#: Makes of a row, by its table, the key and value of the one that takes its place.
+Transform = Callable[[str, bytes, bytes], tuple[bytes, bytes]]
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
@@ -89,16 +79,29 @@ class DirectoryStore:
     """Opens the baggage in the directory `path`, or makes one there.
 
     One connection writes, another reads. Commits are moved from the log to the tables once they have `log_size` bytes,
-    of which each counts with a page more. Raises BaggageInUse, BaggageRefused, BaggageCorrupt, BaggageNewer, and
-    BaggageFailed where the operating system refuses something.
+    of which each counts with a page more. `header` makes that of a new baggage from its store id. A baggage whose rows
+    are sealed is for those who say that they know it (`sealed`): here they stand as they are.
+
+    Raises BaggageInUse, BaggageRefused, BaggageCorrupt, BaggageNewer, SealRefused, and BaggageFailed where the
+    operating system refuses something.
     """
 
     store_id: bytes
+    header: Header
 
-    def __init__(self, path: str | PathLike[str], *, log_size: int = _LOG_SIZE) -> None:
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        *,
+        header: Callable[[bytes], Header] = Header,
+        sealed: bool = False,
+        log_size: int = LOG_SIZE,
+    ) -> None:
         if not fspath(path):
             raise BaggageRefused("no directory is named: '.' is the current one")
         self.path = Path(path).absolute()
+        self._first_header = header
+        self._may_be_sealed = sealed
         self._log_size = log_size
         self._failed: str | None = None
         self._closed = False
@@ -108,11 +111,11 @@ class DirectoryStore:
         #: What the log holds and the tables do not have yet, by table and key, and the size of the log.
         self._recent: dict[str, dict[bytes, bytes | None]] = {table: {} for table in TABLES}
         self._recent_size = 0
-        with _system_errors(self.path):
-            settle(self.path, known=(*_NEW_FILES, STATE, HEADER, NEW_HEADER))
+        with system_errors(self.path):
+            settle(self.path, known=(*_NEW_FILES, STATE, HEADER, NEW_HEADER, NEXT_HEADER))
             self._lock = Lock(self.path)
         try:
-            with _system_errors(self.path):
+            with system_errors(self.path):
                 self._open()
         except BaseException:
             self._disconnect()
@@ -138,13 +141,21 @@ class DirectoryStore:
                 limit,
             )
 
-    def commit(self, changes: Changes) -> None:
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """What is read in the block does not change: reads in it are of the same commits. Raises BaggageFailed."""
+        with self._reading:
+            self._check()
+            yield
+
+    def commit(self, changes: Changes, seen: Callable[[], None] = lambda: None) -> None:
+        """`seen` is called as the changes begin to be seen, when they are on disk and nobody reads."""
         for table, _ in changes:
             check_table(table)
         with self._writing:
             self._check()
             with self._fatal("a commit failed"):
-                self._append(changes)
+                self._append(changes, seen)
                 if self._recent_size > self._log_size:
                     self._settle()
                     # Not TRUNCATE: to write over a file again costs less than to have it grow.
@@ -170,7 +181,7 @@ class DirectoryStore:
             count = total = 0
             for table in TABLES:
                 after = None
-                while rows := self._read(table, b"", after, 1000):
+                while rows := self._read(table, b"", after, _ROWS):
                     total += sum(int.from_bytes(digest, "big") for _, _, digest in rows)
                     count += len(rows)
                     after = rows[-1][0]
@@ -179,6 +190,22 @@ class DirectoryStore:
             if self._rows("PRAGMA integrity_check(1)") != [("ok",)]:
                 raise BaggageCorrupt("SQLite finds its pages in disorder", STATE)
             return count
+
+    def replace(self, header: Header, transform: Transform | None = None) -> None:
+        """Puts another header in the place of the one there is, and for each row what `transform` makes of it.
+
+        After a crash all of it is there or nothing is. What stood in the files before is overwritten, as far as the
+        medium allows. Whoever calls it has verified the rows before. Raises BaggageFailed.
+        """
+        with self._writing:
+            self._check()
+            with self._fatal("a change of the header failed"):
+                self._settle()
+                digest = write_next_header(self.path, header)
+                self._rewrite(digest, transform)
+                finish_header(self.path)
+                self.header = header
+                self._checkpoint()
 
     def close(self) -> None:
         """Commits are on disk before; this empties the write-ahead log. Raises BaggageFailed if that fails."""
@@ -217,27 +244,38 @@ class DirectoryStore:
                 for pragma in _PRAGMAS:
                     connection.execute(f"PRAGMA {pragma}").fetchall()
                 connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
-        except _ERRORS as error:
-            raise _translated(error) from error
+        except ERRORS as error:
+            raise translated(error) from error
         self._writer, self._reader = self._connections
         self._check_schema()
         self._load()
+        belonging = self._get("meta", _HEADER)
+        changed = False
         if header is None:
-            # Making it stopped before the last step; or the header of a baggage in use was lost.
-            if self._count:
+            # Making it stopped before its last step, or the header was lost.
+            if self._count or belonging is not None or self._rows("SELECT number FROM log LIMIT 1"):
                 raise BaggageCorrupt("the header is gone", HEADER)
-            write_header(self.path, Header(self.store_id))
-        elif header.store_id != self.store_id:
+            header = self._first_header(self.store_id)
+            write_header(self.path, header)
+        elif belonging is not None:
+            header, changed = header_of(self.path, belonging)
+        if header.store_id != self.store_id:
             raise BaggageCorrupt("the database belongs to another header", STATE)
+        if header.sealing is not None and not self._may_be_sealed:
+            raise SealRefused(f"{self.path} is sealed: it opens with its passphrase or key")
+        self.header = header
         self._replay()
         try:
             self._settle()
             self._checkpoint()
-        except _ERRORS as error:
-            raise _translated(error) from error
+        except ERRORS as error:
+            raise translated(error) from error
+        if changed:
+            finish_header(self.path)
+        remove(self.path, (NEXT_HEADER,))  # of a change that was not committed
 
     def _create(self) -> None:
-        remove(self.path, (*_NEW_FILES, NEW_HEADER))
+        remove(self.path, (*_NEW_FILES, NEW_HEADER, NEXT_HEADER))
         store_id = secrets.token_bytes(32)
         connection = _connect(self.path / _NEW, "rwc")
         try:
@@ -245,18 +283,18 @@ class DirectoryStore:
             connection.execute(f"PRAGMA application_id={_APPLICATION}")
             connection.execute(f"PRAGMA user_version={FORMAT}")
             connection.execute("BEGIN")
-            for sql in _SCHEMA.values():
+            for sql in SCHEMA.values():
                 connection.execute(sql)
-            for key, value in ((_IDENTITY, store_id), (_CONTENT, bytes(16 + _DIGEST))):
-                digest = _finish(_start(store_id, "meta"), key, value)
+            for key, value in ((_IDENTITY, store_id), (_CONTENT, bytes(16 + DIGEST))):
+                digest = digest_of(digest_start(store_id, "meta"), key, value)
                 connection.execute("INSERT INTO meta VALUES (?, ?, ?)", (key, value, digest))
             connection.execute("COMMIT")
             if connection.execute("PRAGMA journal_mode=WAL").fetchall() != [("wal",)]:
                 raise BaggageRefused(
                     f"the filesystem of {self.path} has no shared memory, which SQLite needs"
                 )
-        except _ERRORS as error:
-            raise _translated(error) from error
+        except ERRORS as error:
+            raise translated(error) from error
         finally:
             connection.close()
         (self.path / _NEW).rename(self.path / STATE)
@@ -270,7 +308,7 @@ class DirectoryStore:
         ):
             if self._rows(f"PRAGMA {pragma}") != [(wanted,)]:
                 raise BaggageCorrupt(f"its {pragma} is not that of a baggage", STATE)
-        if self._rows("SELECT name, sql FROM sqlite_schema ORDER BY name") != sorted(_SCHEMA.items()):
+        if self._rows("SELECT name, sql FROM sqlite_schema ORDER BY name") != sorted(SCHEMA.items()):
             raise BaggageCorrupt("its tables are not those of a baggage", STATE)
 
     def _load(self) -> None:
@@ -280,7 +318,7 @@ class DirectoryStore:
         if type(identity) is not bytes:
             raise BaggageCorrupt("the identity of the store is gone", STATE, "meta")
         self.store_id = identity
-        self._starts = {table: _start(identity, table) for table in _SCHEMA}
+        self._starts = {table: digest_start(identity, table) for table in SCHEMA}
         content = self._get("meta", _CONTENT)
         if content is None:
             raise BaggageCorrupt("the digest of the content is gone", STATE, "meta")
@@ -292,7 +330,7 @@ class DirectoryStore:
         """Takes what the log holds into memory."""
         for value in self._logged():
             self._last += 1
-            self._remember(_changes(value), len(value))
+            self._remember(changes_of(value), len(value))
 
     def _logged(self) -> list[bytes]:
         """What the log holds, in order."""
@@ -338,7 +376,7 @@ class DirectoryStore:
         return value
 
     def _digest(self, table: str, key: bytes, value: bytes) -> bytes:
-        return _finish(self._starts[table], key, value)
+        return digest_of(self._starts[table], key, value)
 
     def _rows(self, sql: str, parameters: tuple[object, ...] = ()) -> list[Row]:
         """All rows at once, so that no read stays open."""
@@ -346,22 +384,23 @@ class DirectoryStore:
             self._check()
             try:
                 return self._reader.execute(sql, parameters).fetchall()
-            except _ERRORS as error:
-                translated = _translated(error)
-                if isinstance(translated, BaggageFailed):
-                    self._failed = str(translated)
-                raise translated from error
+            except ERRORS as error:
+                told = translated(error)
+                if isinstance(told, BaggageFailed):
+                    self._failed = str(told)
+                raise told from error
 
     # Writing
 
-    def _append(self, changes: Changes) -> None:
+    def _append(self, changes: Changes, seen: Callable[[], None]) -> None:
         number = self._last + 1
-        value = _logged(changes)
+        value = logged(changes)
         digest = self._digest("log", number.to_bytes(8, "big"), value)
         self._writer.execute("INSERT INTO log VALUES (?, ?, ?)", (number, value, digest))
         self._last = number
         with self._reading:
             self._remember(changes, len(value))
+            seen()
 
     def _remember(self, changes: Changes, size: int) -> None:
         for (table, key), value in changes.items():
@@ -389,16 +428,47 @@ class DirectoryStore:
                     total += int.from_bytes(digest, "big")
                 elif old is not None:
                     writer.execute(f"DELETE FROM {table} WHERE key = ?", (key,))
-        total %= _MODULUS
-        content = count.to_bytes(8, "big") + total.to_bytes(_DIGEST, "big") + self._last.to_bytes(8, "big")
-        digest = self._digest("meta", _CONTENT, content)
-        writer.execute("REPLACE INTO meta VALUES (?, ?, ?)", (_CONTENT, content, digest))
+        self._set_content(count, total)
         writer.execute("DELETE FROM log")
         writer.execute("COMMIT")
-        self._count, self._sum, self._moved = count, total, self._last
+        self._count, self._sum, self._moved = count, total % _MODULUS, self._last
         with self._reading:
             self._recent = {table: {} for table in TABLES}
             self._recent_size = 0
+
+    def _set_content(self, count: int, total: int) -> None:
+        total %= _MODULUS
+        self._set_meta(
+            _CONTENT, count.to_bytes(8, "big") + total.to_bytes(DIGEST, "big") + self._last.to_bytes(8, "big")
+        )
+
+    def _set_meta(self, key: bytes, value: bytes) -> None:
+        digest = self._digest("meta", key, value)
+        self._writer.execute("REPLACE INTO meta VALUES (?, ?, ?)", (key, value, digest))
+
+    def _rewrite(self, header: bytes, transform: Transform | None) -> None:
+        """In one transaction: notes the digest of a header, and puts other rows in the place of those there are.
+
+        The log is empty. The reader sees what was there before, until the end.
+        """
+        writer, total = self._writer, 0
+        writer.execute("BEGIN IMMEDIATE")
+        self._set_meta(_HEADER, header)
+        if transform is not None:
+            for table in TABLES:
+                writer.execute(f"DELETE FROM {table}")
+                after = None
+                while rows := self._read(table, b"", after, _ROWS):
+                    for key, value, _ in rows:
+                        row = transform(table, key, value)
+                        digest = self._digest(table, *row)
+                        writer.execute(f"INSERT INTO {table} VALUES (?, ?, ?)", (*row, digest))
+                        total += int.from_bytes(digest, "big")
+                    after = rows[-1][0]
+            self._set_content(self._count, total)
+        writer.execute("COMMIT")
+        if transform is not None:
+            self._sum = total % _MODULUS
 
     def _checkpoint(self, how: str = "TRUNCATE") -> None:
         with self._reading:
@@ -425,59 +495,6 @@ class DirectoryStore:
         for connection in self._connections:
             try:
                 connection.close()
-            except _ERRORS:
+            except ERRORS:
                 pass
         self._lock.close()
-
-
-def _start(store_id: bytes, table: str) -> blake2b:
-    start = blake2b(digest_size=_DIGEST)
-    for part in (store_id, table.encode()):
-        start.update(len(part).to_bytes(8, "big") + part)
-    return start
-
-
-def _finish(start: blake2b, key: bytes, value: bytes) -> bytes:
-    digest = start.copy()
-    digest.update(b"".join((len(key).to_bytes(8, "big"), key, len(value).to_bytes(8, "big"), value)))
-    return digest.digest()
-
-
-def _logged(changes: Changes) -> bytes:
-    """Changes as the log has them."""
-    parts = []
-    for (table, key), value in changes.items():
-        parts += [_CHANGE.pack(_NUMBERS[table], len(key), 0 if value is None else len(value) + 1), key]
-        if value is not None:
-            parts.append(value)
-    return b"".join(parts)
-
-
-def _changes(logged: bytes) -> Changes:
-    """The changes of which `_logged` has made this."""
-    changes: dict[tuple[str, bytes], bytes | None] = {}
-    at = 0
-    while at < len(logged):
-        number, key_size, size = _CHANGE.unpack_from(logged, at)
-        start = at + _CHANGE.size + key_size
-        at = start + max(0, size - 1)
-        changes[TABLES[number], logged[start - key_size : start]] = logged[start:at] if size else None
-    return changes
-
-
-def _translated(error: BaseException) -> DurableError:
-    """What SQLite says, as an error of ours. None of its texts holds a value."""
-    code = getattr(error, "sqlite_errorcode", None)
-    if isinstance(error, MemoryError):
-        return BaggageFailed("out of memory")
-    if code is None or code & 0xFF in _CORRUPT or code in _CORRUPT_IO:
-        return BaggageCorrupt(str(error), STATE)
-    return BaggageFailed(f"cannot read or write {STATE}: {error}")
-
-
-@contextmanager
-def _system_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise BaggageFailed(f"cannot open {path}: {error}") from error

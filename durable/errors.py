@@ -6,6 +6,7 @@
     ├── BaggageFailed     a write or a sync failed, or the baggage is closed: open it again to go on
     ├── BaggageCorrupt    what is on disk is not what was written; `file`, `table` and `row` say where
     ├── BaggageNewer      written by a later version of this package
+    ├── SealRefused       the seal does not open the baggage, or it is sealed and none is given, or the reverse
     └── NotStorable       a value cannot be kept; says where it stands in the value (also TypeError)
 
 No text holds a value or a key of a row: `row` is a digest of the key (`durable.store.row_name`).
@@ -62,6 +63,10 @@ class BaggageNewer(DurableError):
         )
         self.found = found
         self.known = known
+
+
+class SealRefused(DurableError):
+    """The baggage does not open with this seal, or cannot be sealed with it. No text tells which part was wrong."""
 
 
 class NotStorable(DurableError, TypeError):

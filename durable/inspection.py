@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from durable.baggage import Baggage
-from durable.directory import STATE, WAL
+from durable.directory import WAL
 from durable.errors import BaggageCorrupt
 from durable.header import FORMAT, HEADER
 from durable.outbox import unpack_frames
 from durable.pages import OWN, PLACES, SIZE, entries
 from durable.records import decode, encode, marked, unescaped
+from durable.sqlite import STATE
 from durable.store import TABLES, key_number, number_key, row_name
 
 #: Of tables and rows read so far.

@@ -130,12 +130,19 @@ def remove(directory: Path, names: Iterable[str]) -> None:
 
 def replace(directory: Path, name: str, temporary: str, data: bytes) -> None:
     """Writes a file so that after a crash either the old one is there or the new one, whole. Raises OSError."""
-    fd = os.open(directory / temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    write_synced(directory, temporary, data, names=False)
+    os.rename(directory / temporary, directory / name)
+    sync(directory)
+
+
+def write_synced(directory: Path, name: str, data: bytes, *, names: bool = True) -> None:
+    """Writes a file of mode 0600 and brings it to disk, with its name unless `names` is False. Raises OSError."""
+    fd = os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         if os.write(fd, data) != len(data):
-            raise OSError(f"{temporary} was written in part")
+            raise OSError(f"{name} was written in part")
         os.fsync(fd)
     finally:
         os.close(fd)
-    os.rename(directory / temporary, directory / name)
-    sync(directory)
+    if names:
+        sync(directory)

@@ -1,4 +1,4 @@
-"""`ocapn baggage`: what a baggage holds, whether it is whole, its values as JSON, and what nobody needs any more."""
+"""`ocapn baggage`: what a baggage holds, whether it is whole, its values as JSON, what nobody needs, and its seal."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from ocapn.cli import baggages
+from ocapn.cli import baggages, resealing, seals
 from ocapn.cli.command import Command
 from ocapn.cli.exits import ExitCode, Failure
 from ocapn.cli.output import complain, printable, progress
@@ -19,15 +20,20 @@ from ocapn.model.locators import PeerLocator, SturdyRef
 #: Where `ocapn serve` keeps, in a baggage, the swiss numbers of what it serves.
 SERVED_SWISS: Final = ("ocapn.serve", "swiss")
 
-_ALONE: Final = "No other process may have the baggage open: end the peer first."
-_CODES: Final = (ExitCode.FILE, ExitCode.BAGGAGE, ExitCode.PIPE)
+_CODES: Final = (ExitCode.MALFORMED, ExitCode.FILE, ExitCode.BAGGAGE, ExitCode.PIPE)
+
+
+def _opened(given: argparse.Namespace, corrupt: ExitCode = ExitCode.BAGGAGE) -> AbstractContextManager[Any]:
+    options = seals.asked(given)
+    return baggages.opened(given.directory, lambda: seals.old_seal(given.directory, options), corrupt)
+
 
 # inspect
 
 
 def _inspect(given: argparse.Namespace) -> None:
     view = baggages.inspection()
-    with baggages.opened(given.directory) as baggage:
+    with _opened(given) as baggage:
         sizes = view.files(Path(given.directory))
         if given.json:
             _line(_document(view, baggage, sizes, given))
@@ -41,6 +47,7 @@ def _described(view: Any, baggage: Any, sizes: dict[str, int], given: argparse.N
     now = time.time()
     yield f"{Path(given.directory).absolute()}"
     yield f"  format {view.FORMAT}, store {_id(baggage.store_id)}…, {_size(sum(sizes.values()))} in files"
+    yield f"  {seals.described(_sealed_by(given))}"
     yield ""
     ended = f", and {_count(len(found.tombstones), 'tombstone')}" if found.tombstones else ""
     yield f"Sessions: {len(found.sessions)} kept{ended}"
@@ -79,6 +86,7 @@ def _document(view: Any, baggage: Any, sizes: dict[str, int], given: argparse.Na
         "directory": str(Path(given.directory).absolute()),
         "format": view.FORMAT,
         "store": _id(baggage.store_id),
+        "sealed": _sealed_by(given),
         "files": sizes,
         "sessions": [_session_document(session) for session in found.sessions],
         "tombstones": [
@@ -99,6 +107,11 @@ def _document(view: Any, baggage: Any, sizes: dict[str, int], given: argparse.Na
     if given.secrets:
         document["swiss"] = [_sturdyref(view, ref) for ref in view.sturdyrefs(baggage)]
     return document
+
+
+def _sealed_by(given: argparse.Namespace) -> str | None:
+    kind: str | None = baggages.durable().sealed_by(given.directory)
+    return kind
 
 
 def _session_document(session: Any) -> dict[str, object]:
@@ -166,7 +179,7 @@ def _when(at: float, now: float) -> str:
 
 def _verify(given: argparse.Namespace) -> None:
     try:
-        rows = _verified(given)
+        rows, content = _verified(given)
     except Failure as failure:
         damage = baggages.damage(failure)
         if given.json and damage is not None:
@@ -174,19 +187,29 @@ def _verify(given: argparse.Namespace) -> None:
             _line({"whole": False, "why": str(damage), **where})
         raise
     if given.json:
-        _line({"whole": True, "rows": rows})
-    else:
+        _line({"whole": True, "rows": rows, "content": content})
+    elif content:
         print(f"{_count(rows, 'row')} checked: each is what was written, and they agree with each other")
+    else:
+        print(
+            f"{_count(rows, 'row')} checked: each is what was written; the content is sealed, and was not checked"
+        )
 
 
-def _verified(given: argparse.Namespace) -> int:
+def _verified(given: argparse.Namespace) -> tuple[int, bool]:
+    """How many rows there are, and whether their content could be checked."""
     view = baggages.inspection()
-    with baggages.opened(given.directory, corrupt=ExitCode.FAILED) as baggage:
+    options = seals.asked(given)
+    with baggages.present(given.directory, ExitCode.FAILED):
+        if not seals.openable(given.directory, options):
+            with progress("ocapn baggage verify: reading all rows"):
+                return baggages.durable().verify_sealed(given.directory), False
+    with _opened(given, ExitCode.FAILED) as baggage:
         with progress("ocapn baggage verify: reading all rows"):
             rows: int = baggage.verify()
         with progress("ocapn baggage verify: comparing rows") as say:
             view.check(baggage, lambda table, count: say(f"{count:,} of {rows:,}, table {table},"))
-    return rows
+    return rows, True
 
 
 # export
@@ -195,7 +218,7 @@ def _verified(given: argparse.Namespace) -> int:
 def _export(given: argparse.Namespace) -> None:
     view = baggages.inspection()
     hidden = 0
-    with baggages.opened(given.directory) as baggage:
+    with _opened(given) as baggage:
         for path, key, value in view.user_keys(baggage):
             if path == SERVED_SWISS and not given.secrets:
                 hidden += 1
@@ -264,7 +287,7 @@ def _marked(view: Any, mark: str, content: Any, *, secrets: bool) -> object:
 
 def _prune(given: argparse.Namespace) -> None:
     view = baggages.inspection()
-    with baggages.opened(given.directory) as baggage:
+    with _opened(given) as baggage:
         before = sum(view.files(Path(given.directory)).values())
         with progress("ocapn baggage prune: looking for what nothing leads to") as say:
             pruned = view.prune(
@@ -288,6 +311,7 @@ def _prune(given: argparse.Namespace) -> None:
 
 def _directory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", metavar="DIR", help="the directory of the baggage")
+    seals.add_arguments(parser)
 
 
 def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
@@ -312,12 +336,12 @@ def _secrets(parser: argparse.ArgumentParser, what: str) -> None:
 _INSPECT: Final = Command(
     name="baggage inspect",
     summary="what a baggage holds: sessions, durable objects, keys",
-    usage="DIR [--secrets] [--json]",
+    usage="DIR [--secrets] [--json] [OPTIONS]",
     description=f"""
 Shows what is in a baggage: the sessions with other peers and how far they are, what is left of
 those that have ended, how many durable objects there are of each kind, and the keys of the
 application by namespace. Needs no code of the application, and changes nothing in it.
-{_ALONE}
+{baggages.ALONE}
 """,
     epilog="""
 What the counts of a session mean:
@@ -343,13 +367,14 @@ Examples:
 _VERIFY: Final = Command(
     name="baggage verify",
     summary="whether a baggage is whole",
-    usage="DIR [--json]",
+    usage="DIR [--json] [OPTIONS]",
     description=f"""
 Reads a whole baggage and says whether it is what was written: every row has its digest, none is
 missing, SQLite finds its pages in order; frames that a peer has not acknowledged are all there,
 slots belong to sessions, and the objects that rows name are there. The exit code is 1 if not,
-and the row is named: by a digest of its key, as keys may be secrets.
-{_ALONE}
+and the row is named: by a digest of its key, as keys may be secrets. Of a sealed baggage whose key
+is not at hand, only the digests, the count, and SQLite's pages are checked: the output says so.
+{baggages.ALONE}
 """,
     epilog="""
 That all files are as they were at some earlier time cannot be seen: the peers that know more see
@@ -359,7 +384,7 @@ Example:
   $ ocapn baggage verify /var/lib/hello
   3,120 rows checked: each is what was written, and they agree with each other
   $ ocapn baggage verify --json /var/lib/hello
-  {"whole": true, "rows": 3120}
+  {"whole": true, "rows": 3120, "content": true}
 """,
     codes=(ExitCode.FAILED, *_CODES),
     add_arguments=_verify_arguments,
@@ -369,12 +394,12 @@ Example:
 _EXPORT: Final = Command(
     name="baggage export",
     summary="the values of the application as lines of JSON",
-    usage="DIR [--secrets]",
+    usage="DIR [--secrets] [OPTIONS]",
     description=f"""
 Prints what the application keeps in a baggage, a line of JSON for each key, in order: the names
 of its namespaces from the outermost in, the key, the value. Swiss numbers are left out unless
 asked for; with them come the sturdyrefs and what they stand for.
-{_ALONE}
+{baggages.ALONE}
 """,
     epilog="""
 What JSON has not is an object with one telling key:
@@ -407,13 +432,13 @@ def _prune_arguments(parser: argparse.ArgumentParser) -> None:
 _PRUNE: Final = Command(
     name="baggage prune",
     summary="removes what nobody needs any more",
-    usage="DIR [--dry-run]",
+    usage="DIR [--dry-run] [OPTIONS]",
     description=f"""
 Removes from a baggage the tombstones of ended sessions that have expired, and the durable
 objects that nothing leads to any more: no sturdyref, no key of the application, no peer that
 holds a reference, nothing that waits, and no durable object that something leads to. Then what
 was deleted is overwritten in the files.
-{_ALONE}
+{baggages.ALONE}
 """,
     epilog="""
 Example:
@@ -427,7 +452,10 @@ Example:
     run=_prune,
 )
 
-_PARTS: Final = (_INSPECT, _VERIFY, _EXPORT, _PRUNE)
+_PARTS: Final = (
+    *(_INSPECT, _VERIFY, _EXPORT, _PRUNE),
+    *(resealing.SEAL, resealing.UNSEAL, resealing.ROTATE),
+)
 _NAMES: Final = ", ".join(part.name.split()[1] for part in _PARTS)
 
 
@@ -448,8 +476,8 @@ COMMAND: Final = Command(
     description=f"""
 A baggage is a directory with the state of one peer and of its application, which outlives the
 process: 'ocapn serve --baggage DIR' and durable.open_baggage make one.
-{_ALONE}
-
+{baggages.ALONE}
+{seals.HELP}
 Actions, each with a --help of its own:
 """
     + "\n".join(f"  {part.name.split()[1]:<8} {part.summary}" for part in _PARTS),

@@ -7,12 +7,15 @@ the library `ocapn` does not know it: whoever embeds a peer without a baggage do
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ocapn.cli.exits import ExitCode, Failure, leaves
+
+#: For help texts.
+ALONE: Final = "No other process may have the baggage open: end the peer first."
 
 
 def durable() -> Any:
@@ -30,21 +33,42 @@ def inspection() -> Any:
 
 
 @contextmanager
-def opened(path: str, *, make: bool = False, corrupt: ExitCode = ExitCode.BAGGAGE) -> Iterator[Any]:
-    """The baggage in a directory, which must be there unless `make`. Raises Failure, also for what the block raises.
+def present(path: str, corrupt: ExitCode = ExitCode.BAGGAGE) -> Iterator[None]:
+    """For a block that uses the baggage in a directory. Raises Failure, if none is there, and for what it raises.
 
     `corrupt` is the exit code of one that is damaged.
     """
-    if not path:
-        raise Failure(ExitCode.USAGE, "no directory is named: '.' is the current one")
+    named(path)
     with told(corrupt):
-        if not make and not inspection().is_baggage(Path(path)):
+        if not inspection().is_baggage(Path(path)):
             raise Failure(
                 ExitCode.FILE,
                 f"there is no baggage in {path}; 'ocapn serve --baggage' and durable.open_baggage make one",
             )
-        with durable().open_baggage(path) as baggage:
-            yield baggage
+        yield
+
+
+@contextmanager
+def opened(
+    path: str, seal: Callable[[], Any] = lambda: None, corrupt: ExitCode = ExitCode.BAGGAGE
+) -> Iterator[Any]:
+    """The baggage in a directory, which must be there, opened with what `seal` returns. Raises Failure as `present`."""
+    with present(path, corrupt), durable().open_baggage(path, seal=seal()) as baggage:
+        yield baggage
+
+
+@contextmanager
+def made(path: str, seal: Any = None) -> Iterator[Any]:
+    """The baggage in a directory, which is made if it is not there. Raises Failure, also for what the block raises."""
+    named(path)
+    with told(), durable().open_baggage(path, seal=seal) as baggage:
+        yield baggage
+
+
+def named(path: str) -> None:
+    """Raises Failure if no directory is named."""
+    if not path:
+        raise Failure(ExitCode.USAGE, "no directory is named: '.' is the current one")
 
 
 @contextmanager

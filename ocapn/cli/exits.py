@@ -41,7 +41,7 @@ MEANINGS: Final = {
     ExitCode.MALFORMED: "a URI, JSON or Syrup is malformed",
     ExitCode.TIMEOUT: "no answer within --timeout",
     ExitCode.FILE: "a file cannot be read or written",
-    ExitCode.BAGGAGE: "a baggage cannot be used: it is in use, refused, damaged or of a later version",
+    ExitCode.BAGGAGE: "a baggage cannot be used: it is in use, refused, sealed, damaged or of a later version",
     ExitCode.BUG: "a bug in ocapn; please report it",
     ExitCode.INTERRUPTED: "interrupted (SIGINT, Ctrl-C)",
     ExitCode.PIPE: "whoever read the output stopped reading",

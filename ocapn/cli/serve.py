@@ -16,7 +16,7 @@ from typing import Any, Final, NoReturn
 import attrs
 import trio
 
-from ocapn.cli import baggages
+from ocapn.cli import baggages, seals
 from ocapn.cli.command import Command
 from ocapn.cli.exits import ExitCode, Failure
 from ocapn.cli.output import complain, debugging, logged
@@ -76,6 +76,12 @@ In a baggage, an object whose class is a @durable.kind keeps its state, and refe
 on. All others are made anew: their sturdyrefs stay valid, references to them break (ObjectLost).
 'ocapn baggage --help' tells how to look into it.
 
+A baggage that is made is sealed: what is in it is encrypted, with a key in the file DIR.key, which
+is made too. That protects copies and backups of the directory, and a disk that is thrown away
+without the key; it does not protect from somebody who reads the key file as well: --key-file puts
+it elsewhere, --seal passphrase asks for a passphrase at each start, --seal none leaves all in
+clear. A baggage that is there stays as it is: 'ocapn baggage' can seal, unseal and rotate.
+
 Without a baggage, sturdyrefs that stay valid need all three of these:
   $ ocapn serve --export hello=hello:hello --swiss hello=@hello.swiss \\
           --designator hello-of-ann --listen tcp://127.0.0.1:4711
@@ -112,6 +118,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the directory where sessions, sturdyrefs and durable objects are kept, so that the next "
         "'ocapn serve' with it goes on where this one stops, however it stops; made if it is not there",
     )
+    seals.add_arguments(parser)
     parser.add_argument(
         "--control",
         metavar="PATH",
@@ -151,6 +158,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(given: argparse.Namespace) -> None:
     urls = given.listen or ["tcp://127.0.0.1:0"]
     netlayers = _netlayers(urls, given.designator, given.insecure_bind)
+    options = seals.asked(given)
+    if given.baggage is None and options != seals.Asked():
+        raise Failure(ExitCode.USAGE, "a seal is that of a baggage: --baggage is missing")
     swiss = _swiss(given.swiss)
     exports = _exports(given.export, swiss)
     for module in given.modules:
@@ -161,13 +171,27 @@ def _run(given: argparse.Namespace) -> None:
                 partial(_serve, traced(netlayers) if given.trace else netlayers, exports, given.control)
             )
         else:
-            _run_kept(given, urls, netlayers, exports)
+            _run_kept(given, urls, netlayers, exports, options)
+
+
+def _seal(path: str, options: seals.Asked) -> Any:
+    """That of the baggage in a directory; as the options say, if there is none. Raises Failure."""
+    baggages.named(path)
+    with baggages.told():
+        return seals.old_seal(path, options) if seals.is_made(path) else seals.new_seal(path, options)
 
 
 def _run_kept(
-    given: argparse.Namespace, urls: Sequence[str], netlayers: Sequence[Netlayer], exports: Sequence[_Export]
+    given: argparse.Namespace,
+    urls: Sequence[str],
+    netlayers: Sequence[Netlayer],
+    exports: Sequence[_Export],
+    options: seals.Asked,
 ) -> None:
-    with baggages.opened(given.baggage, make=True) as baggage:
+    seal = _seal(given.baggage, options)
+    key_file = seals.file_to_come(seal)
+    with baggages.made(given.baggage, seal) as baggage:
+        seals.remark("serve", key_file)
         ports = baggage.namespace(_SPACE).namespace("ports")
         netlayers = [
             again(netlayer, url, given.designator, ports.get(netlayer.transport))

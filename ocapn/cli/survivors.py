@@ -88,7 +88,7 @@ _LEDGERS: Final[list[Any]] = []
 async def child(name: str, directory: Path) -> bool:
     """Serves, and streams if it is Dora, until standard input ends. Prints what it has, at first and as it grows."""
     counter_kind, stream_kind = _kinds()
-    with baggages.opened(str(directory / name), make=True) as baggage:
+    with baggages.made(str(directory / name)) as baggage:
         _LEDGERS.append(baggage.namespace("ledger"))
         async with (
             trio.lowlevel.FdStream(os.dup(0)) as stdin,

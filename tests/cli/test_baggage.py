@@ -66,6 +66,7 @@ def test_inspect(capsys: pytest.CaptureFixture[str], path: Path) -> None:
     assert lines[0] == str(path)
     assert re.fullmatch(r"  format 1, store [0-9a-f]{16}…, [\d,]+ (bytes|KiB) in files", lines[1])
     for pattern in (
+        r"  not sealed",
         r"Sessions: 1 kept, and 1 tombstone",
         r"  kept     ocapn://other\.memory",
         r"    session [0-9a-f]{16}…, dialled by this peer, epoch \d+",
@@ -117,6 +118,7 @@ def test_inspect_for_programs(capsys: pytest.CaptureFixture[str], path: Path) ->
         "directory": str(path),
         "format": 1,
         "store": store,
+        "sealed": None,
         "sessions": [shown],
         "tombstones": [
             {
@@ -193,7 +195,7 @@ def test_verify_for_programs(capsys: pytest.CaptureFixture[str], path: Path) -> 
     with durable.open_baggage(path) as opened:
         rows = opened.verify()
     code, out, err = baggage(capsys, "verify", path, "--json")
-    assert (code, json.loads(out), err) == (0, {"whole": True, "rows": rows}, "")
+    assert (code, json.loads(out), err) == (0, {"whole": True, "rows": rows, "content": True}, "")
     with durable.open_baggage(path) as opened:
         (session,) = inspection.sessions(opened)
         opened.remove("outbox", opened.scan("outbox")[-1][0])
@@ -384,8 +386,11 @@ def test_one_of_a_later_version(capsys: pytest.CaptureFixture[str], path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "an action is missing; it is one of inspect, verify, export, prune; "),
-        (["foo"], "there is no action foo; it is one of inspect, verify, export, prune; "),
+        ([], "an action is missing; it is one of inspect, verify, export, prune, seal, unseal, rotate; "),
+        (
+            ["foo"],
+            "there is no action foo; it is one of inspect, verify, export, prune, seal, unseal, rotate; ",
+        ),
         (["foo", "x"], "there is no action foo; it is one of "),
         (["inspect"], "the following arguments are required: DIR; 'ocapn baggage inspect --help' explains"),
         (["verify", "x", "--secrets"], "unrecognized arguments: --secrets; 'ocapn baggage verify --help' "),

@@ -79,7 +79,9 @@ async def test_told_to_stop_and_started_again_it_goes_on(tmp_path: Path) -> None
                 assert await E(await peer.enliven(uris[0])).add(number) == value
             process.send_signal(signal.SIGTERM)
             ended = await trio.to_thread.run_sync(finished, process)
-            assert ended == (143, "", "ocapn serve: terminated\n")
+            said = ended.err.splitlines()
+            assert (ended.code, ended.out, said[-1]) == (143, "", "ocapn serve: terminated")
+            assert ["was made: keep a copy" in one for one in said[:-1]] == ([True] if value == 1 else [])
 
 
 def test_over_a_socket_file_an_object_of_the_module_is_kept_too(

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-from durable import TABLES, DirectoryStore, DurableError
+from durable import TABLES, DirectoryStore, DurableError, Seal, SealedStore
+from durable.sealing import open_store
 from tests.durable.support import Content, content, crashed, unsynced
 
 HEADER, STATE, WAL = "header.cbor", "state.db", "state.db-wal"
@@ -28,9 +29,11 @@ class Original:
     """A baggage that died with rows in its tables, later commits in the log in its database, and the last of them in
     its write-ahead log."""
 
-    def __init__(self, place: Path, seed: int = 0) -> None:
+    def __init__(self, place: Path, seed: int = 0, seal: Seal | None = None) -> None:
         rng = random.Random(seed)
-        store = DirectoryStore(place / "made")
+        store = open_store(place / "made", seal)
+        inner = store.inner if isinstance(store, SealedStore) else store
+        assert isinstance(inner, DirectoryStore)
         rows: Content = {}
         self.contents: list[Content] = []
         for number in range(14):
@@ -50,7 +53,7 @@ class Original:
             if number == 8:
                 store.scrub()
             if number == 11:
-                store._checkpoint()
+                inner._checkpoint()
             if number >= 8:
                 self.contents.append(dict(rows))
         self.directory = crashed(place / "made", place / "original")
@@ -58,6 +61,7 @@ class Original:
         (self.directory / f"{STATE}-shm").unlink()  # rebuilt from the log at each opening
         self.files = {name: (self.directory / name).read_bytes() for name in (HEADER, STATE, WAL)}
         self._place = place
+        self._seal = seal
 
     def outcome(self, *damages: Damage) -> str:
         """Opens a copy with other bytes in some files: "error" or "exact". AssertionError for all else."""
@@ -72,7 +76,7 @@ class Original:
 
     def _opened(self, directory: Path) -> str:
         try:
-            store = DirectoryStore(directory)
+            store = open_store(directory, self._seal)
         except DurableError:
             return "error"
         try:

@@ -7,11 +7,12 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
 import durable.directory
+from durable import Passphrase, Seal, SealedStore
 from durable.directory import DirectoryStore
 
 #: Everything in a store, by table and key.
@@ -91,3 +92,14 @@ def reopened(store: DirectoryStore) -> DirectoryStore:
     store._failed = "dead"
     store.close()
     return DirectoryStore(store.path)
+
+
+#: A seal for tests: a passphrase that is quickly stretched.
+FAST: Final = Passphrase("right passphrase", opslimit=1, memlimit=8 << 20)
+
+
+def sealed_again(store: SealedStore, seal: Seal) -> SealedStore:
+    """As `reopened`, of a sealed store."""
+    store.inner._failed = "dead"
+    store.close()
+    return SealedStore(store.path, seal)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 import durable.directory
+import durable.encoding
 import durable.header
 import durable.place
 from durable import (
@@ -219,6 +220,16 @@ def test_a_missing_file(path: Path, name: str) -> None:
         DirectoryStore(path)
     assert caught.value.file == name
     assert not (path / name).exists()
+
+
+def test_a_missing_header_though_all_rows_are_in_the_log(path: Path, tmp_path: Path) -> None:
+    with closing(DirectoryStore(path)) as store:
+        store.commit({("user", b"k"): b"1"})
+        copy = crashed(path, tmp_path / "copy")
+    (copy / "header.cbor").unlink()
+    with pytest.raises(BaggageCorrupt, match="the header is gone"):
+        DirectoryStore(copy)
+    assert not (copy / "header.cbor").exists()
 
 
 def test_swapped_files(path: Path, tmp_path: Path) -> None:
@@ -598,7 +609,7 @@ def test_a_sync_that_fails_after_the_commit_was_written(path: Path) -> None:
         nonlocal failing
         if failing and sql.startswith("INSERT INTO log"):
             failing = False
-            value = durable.directory._logged(changes)
+            value = durable.encoding.logged(changes)
             digest = store._digest("log", (1).to_bytes(8, "big"), value)
             store._writer.execute(sql, (1, value, digest))
             raise disk_error(*SYNC)

@@ -54,6 +54,18 @@ def test_bytes(original: Original, name: str) -> None:
     assert found["error"] > 10 or name == WAL
 
 
+def test_bytes_of_a_sealed_one(tmp_path: Path) -> None:
+    with unsynced():
+        sealed = Original(tmp_path, seal=lambda store_id: bytes(32))
+    rng = random.Random(2)
+    assert outcomes(sealed, flips.flips(sealed, HEADER, rng, None)) == {"error": len(sealed.files[HEADER])}
+    for name in (STATE, WAL):
+        found = outcomes(sealed, flips.flips(sealed, name, rng, 40))
+        found += outcomes(sealed, flips.structure(sealed, name, rng, 60))
+        assert found["exact"] > 10
+        assert found["error"] > 10 or name == WAL
+
+
 @pytest.mark.parametrize("name", [STATE, WAL])
 def test_short_files(original: Original, name: str) -> None:
     found = outcomes(original, flips.shortened(original, name, random.Random(3), 10))

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from durable import TABLES, MemoryBaggage
-from durable.directory import _finish, _start
+from durable.encoding import digest_of, digest_start
 from durable.header import Header, read_header, write_header
 from ocapn.cli import serve
 from ocapn.cli.baggage import SERVED_SWISS
@@ -47,6 +47,6 @@ def test_a_row_of_the_application_and_its_digest() -> None:
     baggage = MemoryBaggage()
     baggage["count"] = 3
     assert baggage.scan("user") == [(key, value)]
-    assert _finish(_start(STORE_ID, "user"), key, value) == digest
+    assert digest_of(digest_start(STORE_ID, "user"), key, value) == digest
     baggage.namespace("a").namespace("é")["k"] = None
     assert baggage.scan("user")[1] == (b"n\x00\x00\x00\x01an\x00\x00\x00\x02\xc3\xa9kk", b"\xf6")

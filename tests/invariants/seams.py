@@ -11,7 +11,9 @@ from typing import Any, Final
 from durable.baggage import Baggage
 from durable.directory import DirectoryStore
 from durable.memory import MemoryStore
+from durable.sealing import SealedStore
 from durable.sessions import SessionKeeper
+from durable.store import Changes, Store
 from ocapn.captp.frames import Frames
 from ocapn.captp.node import Node
 from ocapn.captp.outbox import Outbox
@@ -167,14 +169,16 @@ def _stores() -> None:
 
     _wrap(Baggage, "cut", cutting)
     _wrap(Baggage, "write", writing)
-    for kind in (MemoryStore, DirectoryStore):
-        _after(
-            kind,
-            "commit",
-            lambda watch, store, changes: watch.committed(store, changes, _writing.baggage, _writing.number),
-        )
+
+    def committed(watch: Watch, store: Store, changes: Changes, *within: object) -> None:
+        if not within:  # else it is that of a sealed store, whose rows tell nothing
+            watch.committed(store, changes, _writing.baggage, _writing.number)
+
+    for kind in (MemoryStore, DirectoryStore, SealedStore):
+        _after(kind, "commit", committed)
     for name in ("scrub", "close"):
         _after(DirectoryStore, name, Watch.cleaned)
+        _after(SealedStore, name, Watch.cleaned)
 
 
 def _shown() -> None:

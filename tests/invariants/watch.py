@@ -12,6 +12,7 @@ from weakref import ref as weakref
 from durable.baggage import Baggage, Batch
 from durable.directory import DirectoryStore
 from durable.memory import MemoryStore
+from durable.sealing import SealedStore
 from durable.store import Changes, Store
 from ocapn.captp.frames import Frames
 from ocapn.captp.node import Node
@@ -148,7 +149,7 @@ class Watch:
         bag = self._bags.get(baggage)
         if bag is None:
             store = baggage._store
-            if not isinstance(store, (MemoryStore, DirectoryStore)):
+            if not isinstance(store, (MemoryStore, DirectoryStore, SealedStore)):
                 return None
             bag = self._bags[baggage] = Bag(baggage, self.disk(store))
         return bag
@@ -170,7 +171,7 @@ class Watch:
         if bag is not None:
             bag.committed = max(bag.committed, batch)
 
-    def cleaned(self, store: DirectoryStore) -> None:
+    def cleaned(self, store: DirectoryStore | SealedStore) -> None:
         """The store has erased from its files what was deleted."""
         disk = self._disks.get(id(store))
         if disk is not None:
