@@ -31,7 +31,7 @@ from durable.header import (
     write_header,
     write_next_header,
 )
-from durable.place import Lock, remove, rewrite, settle, sync
+from durable.place import Lock, copy_files, remove, rewrite, settle, sync
 from durable.sqlite import ERRORS, SCHEMA, STATE, system_errors, translated
 from durable.store import TABLES, Changes, above_prefix, check_table, laid_over, row_name
 
@@ -206,6 +206,16 @@ class DirectoryStore:
                 finish_header(self.path)
                 self.header = header
                 self._checkpoint()
+
+    def copy(self, suffix: str) -> Path:
+        """Copies the baggage into a directory beside it, whose name ends so, and says which. Raises BaggageFailed."""
+        with self._writing:
+            self._check()
+            with self._fatal("a checkpoint failed"):
+                self._settle()
+                self._checkpoint()
+            with system_errors(self.path):
+                return copy_files(self.path, suffix, (STATE, HEADER))
 
     def close(self) -> None:
         """Commits are on disk before; this empties the write-ahead log. Raises BaggageFailed if that fails."""

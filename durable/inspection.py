@@ -30,6 +30,7 @@ _MAX_DEPTH: Final = 260
 _NEXT_OBJECT: Final = b"next-object"
 _TOMBSTONE: Final = b"tombstone/"
 _KIND: Final = b"kind/"
+_ASIDE: Final = b"aside/"
 #: Tables of slots, whose keys have a letter after the id of the session.
 _SLOTS: Final = ("slot", "answer")
 #: By table and that letter, whether the row is a page.
@@ -105,6 +106,16 @@ class Tombstone:
 
 
 @dataclass(frozen=True)
+class Aside:
+    """What was found of a session that could not be used. `at` is in seconds since 1970."""
+
+    id: bytes
+    reason: str
+    peer: str | None
+    at: int
+
+
+@dataclass(frozen=True)
 class DurableObject:
     """An object as it stands in its row: its state is not unpacked."""
 
@@ -136,6 +147,7 @@ class Summary:
 
     sessions: list[Session] = field(default_factory=list)
     tombstones: list[Tombstone] = field(default_factory=list)
+    aside: list[Aside] = field(default_factory=list)
     #: How many objects there are of a kind and version.
     kinds: Counter[tuple[str, int]] = field(default_factory=Counter)
     sturdyrefs: int = 0
@@ -150,6 +162,7 @@ class Pruned:
     """What was removed, or would be."""
 
     tombstones: list[Tombstone] = field(default_factory=list)
+    aside: list[Aside] = field(default_factory=list)
     objects: Counter[tuple[str, int]] = field(default_factory=Counter)
 
 
@@ -166,7 +179,7 @@ def files(path: Path) -> dict[str, int]:
 
 def summary(rows: Rows) -> Summary:
     """What is in the baggage. Raises BaggageCorrupt."""
-    found = Summary(list(sessions(rows)), list(tombstones(rows)))
+    found = Summary(list(sessions(rows)), list(tombstones(rows)), list(aside(rows)))
     for one in objects(rows):
         found.kinds[one.kind, one.version] += 1
     for _ in sturdyrefs(rows):
@@ -228,6 +241,16 @@ def tombstones(rows: Rows) -> Iterator[Tombstone]:
                 yield Tombstone(key.removeprefix(_TOMBSTONE), reason, received, until)
             case _:
                 raise _corrupt("not the row of a tombstone", "node", key)
+
+
+def aside(rows: Rows) -> Iterator[Aside]:
+    """What was found of sessions that could not be used. Raises BaggageCorrupt."""
+    for key, data in _all(rows, "node", _ASIDE):
+        match _decoded("node", key, data):
+            case [str(reason), (str() | None) as peer, int(at)]:
+                yield Aside(key.removeprefix(_ASIDE), reason, peer, at)
+            case _:
+                raise _corrupt("not the row of a session that was set aside", "node", key)
 
 
 def objects(rows: Rows) -> Iterator[DurableObject]:
@@ -320,6 +343,8 @@ def check(rows: Rows, progress: Progress = lambda table, rows: None) -> int:
             raise _corrupt("it would give the number of an object to another", "node", key)
     for _ in tombstones(rows):
         pass
+    for _ in aside(rows):
+        pass
     return count
 
 
@@ -330,11 +355,12 @@ def prune(
     dry_run: bool = False,
     progress: Progress = lambda table, rows: None,
 ) -> Pruned:
-    """Removes what has expired by `now`, and the durable objects that nothing leads to. Raises BaggageCorrupt.
+    """Removes what has expired by `now`, what is left of sessions that were set aside, and the durable objects that
+    nothing leads to. Raises BaggageCorrupt.
 
     What leads to objects: sturdyrefs, values of the application, slots, answers, what waits, and such objects.
     """
-    pruned = Pruned()
+    pruned = Pruned(aside=list(aside(baggage)))
     for tombstone in tombstones(baggage):
         if tombstone.until <= now:
             pruned.tombstones.append(tombstone)
@@ -350,6 +376,8 @@ def prune(
     if not dry_run:
         for tombstone in pruned.tombstones:
             baggage.remove("node", _TOMBSTONE + tombstone.id)
+        for one_aside in pruned.aside:
+            baggage.remove("node", _ASIDE + one_aside.id)
         for number in left:
             baggage.remove("object", number_key(number))
         for (session_id, position), holders in held.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
 import stat
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -120,6 +121,32 @@ def rewrite(path: Path) -> None:
             os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def copy_files(directory: Path, suffix: str, names: Iterable[str]) -> Path:
+    """Copies files into a new directory beside this one, on disk when it bears its name. Raises OSError."""
+    number = 1
+    while True:
+        copy = directory.with_name(directory.name + suffix + (f"-{number}" if number > 1 else ""))
+        if not copy.exists():
+            break
+        number += 1
+    unfinished = copy.with_name(f"{copy.name}.new")
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    unfinished.mkdir(mode=0o700)
+    for name in names:
+        shutil.copyfile(directory / name, unfinished / name)
+        (unfinished / name).chmod(0o600)
+        fd = os.open(unfinished / name, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    sync(unfinished)
+    unfinished.rename(copy)
+    sync(copy.parent)
+    return copy
 
 
 def remove(directory: Path, names: Iterable[str]) -> None:

@@ -25,6 +25,7 @@ from nacl.exceptions import CryptoError
 from durable.directory import LOG_SIZE, DirectoryStore
 from durable.errors import BaggageCorrupt
 from durable.header import Header
+from durable.migrations import migrate
 from durable.seals import KEY_SIZE, NONCE_SIZE, Seal, data_key_of, kind_of, lengths, new_sealing
 from durable.sqlite import STATE
 from durable.store import TABLES, Changes, Store, above_prefix, check_table, row_name
@@ -168,6 +169,10 @@ class SealedStore:
                     raise BaggageCorrupt("its rows are not those that were there at opening", STATE, table)
             return count
 
+    def copy(self, suffix: str) -> Path:
+        """As `DirectoryStore.copy`; the copy has the same seal."""
+        return self.inner.copy(suffix)
+
     def close(self) -> None:
         self.inner.close()
 
@@ -201,5 +206,11 @@ class SealedStore:
 
 
 def open_store(path: str | PathLike[str], seal: Seal | None) -> Store:
-    """The store in a directory, made if it is not there: sealed if there is a seal."""
-    return DirectoryStore(path) if seal is None else SealedStore(path, seal)
+    """The store in a directory, made if it is not there: sealed if there is a seal. Its rows are brought up to date."""
+    store = DirectoryStore(path) if seal is None else SealedStore(path, seal)
+    try:
+        migrate(store, store.path, lambda version: store.copy(f".version-{version}"))
+    except BaseException:
+        store.close()
+        raise
+    return store

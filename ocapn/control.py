@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+import attrs
 import trio
 
 from ocapn.errors import ConnectFailed, shown
@@ -62,6 +63,7 @@ def report(peer: Peer) -> dict[str, Any]:
             }
             for one in peer.restored
         ],
+        "storage": None if (stats := peer.storage_stats()) is None else attrs.asdict(stats),
         "set_aside": [
             {"session": one.session_id.hex()[:16], "peer": one.peer, "reason": one.reason, "at": one.at}
             for one in peer.set_aside

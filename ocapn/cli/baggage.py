@@ -56,6 +56,9 @@ def _described(view: Any, baggage: Any, sizes: dict[str, int], given: argparse.N
     for tombstone in found.tombstones:
         yield f"  ended    session {_id(tombstone.id)}…: {tombstone.reason}"
         yield f"    received {tombstone.received:,} frames; the tombstone goes {_when(tombstone.until, now)}"
+    for one in found.aside:
+        yield f"  aside    session {_id(one.id)}…, {_when(one.at, now)}: {one.peer or 'with an unknown peer'}"
+        yield f"    {one.reason}"
     yield ""
     yield f"Durable objects: {sum(found.kinds.values()):,}"
     for (kind, version), count in sorted(found.kinds.items()):
@@ -92,6 +95,10 @@ def _document(view: Any, baggage: Any, sizes: dict[str, int], given: argparse.Na
         "tombstones": [
             {"session": _id(one.id), "reason": one.reason, "received": one.received, "until": one.until}
             for one in found.tombstones
+        ],
+        "set_aside": [
+            {"session": _id(one.id), "reason": one.reason, "peer": one.peer, "at": one.at}
+            for one in found.aside
         ],
         "objects": [
             {"kind": kind, "version": version, "count": count}
@@ -299,6 +306,8 @@ def _prune(given: argparse.Namespace) -> None:
         after = sum(view.files(Path(given.directory)).values())
     did = "would be removed" if given.dry_run else "removed"
     print(f"{_count(len(pruned.tombstones), 'expired tombstone')} {did}")
+    if pruned.aside:
+        print(f"{_count(len(pruned.aside), 'session')} set aside {did}")
     print(f"{_count(sum(pruned.objects.values()), 'durable object')} that nothing leads to {did}")
     for (kind, version), count in sorted(pruned.objects.items()):
         print(printable(f"  {count:>10,}  {kind}, version {version}"))
@@ -434,10 +443,10 @@ _PRUNE: Final = Command(
     summary="removes what nobody needs any more",
     usage="DIR [--dry-run] [OPTIONS]",
     description=f"""
-Removes from a baggage the tombstones of ended sessions that have expired, and the durable
-objects that nothing leads to any more: no sturdyref, no key of the application, no peer that
-holds a reference, nothing that waits, and no durable object that something leads to. Then what
-was deleted is overwritten in the files.
+Removes from a baggage the tombstones of ended sessions that have expired, what is left of
+sessions that were set aside, and the durable objects that nothing leads to any more: no
+sturdyref, no key of the application, no peer that holds a reference, nothing that waits, and no
+durable object that something leads to. Then what was deleted is overwritten in the files.
 {baggages.ALONE}
 """,
     epilog="""

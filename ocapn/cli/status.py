@@ -99,6 +99,10 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
         )
     if sessions:
         yield from _table(rows)
+    if found["storage"] is not None:
+        stored = found["storage"]
+        yield ""
+        yield f"Storage: {stored['keys']:,} keys of {stored['peers']:,} peers, {stored['size']:,} bytes"
     if found["restored"]:
         yield ""
         yield f"Brought back by the restart: {len(found['restored']):,}"

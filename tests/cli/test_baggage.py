@@ -120,6 +120,7 @@ def test_inspect_for_programs(capsys: pytest.CaptureFixture[str], path: Path) ->
         "store": store,
         "sealed": None,
         "sessions": [shown],
+        "set_aside": [],
         "tombstones": [
             {
                 "session": tombstone.id.hex()[:16],
@@ -459,3 +460,19 @@ def test_no_progress_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
             say("x")
             time.sleep(0.25)
         assert stderr is None or stderr.getvalue() == ""
+
+
+def test_what_was_set_aside_is_shown_and_pruned(capsys: pytest.CaptureFixture[str], path: Path) -> None:
+    with durable.open_baggage(path) as opened:
+        opened.put("node", b"aside/" + bytes(32), encode(["malformed", None, 1_700_000_000]))
+    lines = baggage(capsys, "inspect", path).out.splitlines()
+    (line,) = [line for line in lines if line.startswith("  aside ")]
+    assert line.startswith(f"  aside    session {'0' * 16}…, 2023-11-1")
+    assert line.endswith("with an unknown peer")
+    assert "    malformed" in lines
+    document = json.loads(baggage(capsys, "inspect", path, "--json").out)
+    assert document["set_aside"] == [
+        {"session": "0" * 16, "reason": "malformed", "peer": None, "at": 1_700_000_000}
+    ]
+    assert "1 session set aside removed" in baggage(capsys, "prune", path).out
+    assert json.loads(baggage(capsys, "inspect", path, "--json").out)["set_aside"] == []

@@ -51,5 +51,5 @@ def test_what_is_compared() -> None:
 
 def test_the_status_document() -> None:
     assert f"`version` ({VERSION})" in PAGE
-    for key in ("pid", "peer", "connections", "sessions", "restored", "set_aside"):
+    for key in ("pid", "peer", "connections", "sessions", "storage", "restored", "set_aside"):
         assert f"`{key}`" in PAGE

@@ -48,6 +48,7 @@ async def test_it_tells_of_connections_sessions_and_what_waits(tmp_path: Path) -
         assert session["imports"] == 1
         assert "secret" not in json.dumps(found)
         assert found["restored"] == found["set_aside"] == []
+        assert found["storage"] == {"peers": 0, "keys": 0, "size": 0}
         assert waits is not None
     assert not path.exists()
 

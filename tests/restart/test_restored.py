@@ -326,6 +326,11 @@ def test_a_record_that_cannot_be_used_is_set_aside(what: str, caplog: pytest.Log
                 seeds[0] in value for table in durable.TABLES for value in rows(again, table).values()
             )
             inspection.check(durable.Baggage(again))
+            copy = durable.Baggage(again.reopened())
+            (told,) = inspection.summary(copy).aside
+            assert (told.id, told.reason, told.peer) == (aside.session_id, aside.reason, aside.peer)
+            assert inspection.prune(copy, 0.0).aside == [told]
+            assert inspection.summary(copy).aside == []
             async with kept(network, "a", again) as a:
                 assert list(a.set_aside) == [aside]
                 assert len(a.restored) == 1
