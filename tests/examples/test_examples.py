@@ -36,6 +36,14 @@ SAID = {
         "restored: ocapn://clock.memory",
         "changed: []",
     ],
+    "sealed": [
+        "in use by a process that is known: True",
+        "the note is in the files: False",
+        "rows that are as they were written: 1",
+        "notes is sealed: it opens with its passphrase or key",
+        "the seal does not open this baggage: another passphrase or key does, or its header was changed",
+        "opened: nobody else's business",
+    ],
     "revocation": ["page 1", "Revoked: this was given for a while, and the while is over"],
 }
 
