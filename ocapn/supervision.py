@@ -78,6 +78,7 @@ TRANSITIONS: Final[Mapping[tuple[ConnectionStatus, Happening], ConnectionStatus]
     ("given_up", "expired"): "expired",
     ("given_up", "lost"): "given_up",
     ("given_up", "ended"): "given_up",
+    ("given_up", "spent"): "given_up",
     ("given_up", "left"): "disconnected",
 }
 
