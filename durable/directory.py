@@ -205,7 +205,12 @@ class DirectoryStore:
                 self._rewrite(digest, transform)
                 finish_header(self.path)
                 self.header = header
-                self._checkpoint()
+                busy = self._checkpoint()
+        if busy and transform is not None:
+            raise BaggageFailed(
+                f"{self.path} is changed, but another process reads its database: what stood in it before is "
+                "overwritten when the baggage is opened the next time"
+            )
 
     def copy(self, suffix: str) -> Path:
         """Copies the baggage into a directory beside it, whose name ends so, and says which. Raises BaggageFailed."""
@@ -480,9 +485,11 @@ class DirectoryStore:
         if transform is not None:
             self._sum = total % _MODULUS
 
-    def _checkpoint(self, how: str = "TRUNCATE") -> None:
+    def _checkpoint(self, how: str = "TRUNCATE") -> bool:
+        """Whether it was left undone, as another process reads the database."""
         with self._reading:
-            self._writer.execute(f"PRAGMA wal_checkpoint({how})").fetchall()
+            ((busy, _, _),) = self._writer.execute(f"PRAGMA wal_checkpoint({how})").fetchall()
+            return bool(busy)
 
     # Ends
 

@@ -63,6 +63,14 @@ def version_of(store: Store) -> int | None:
     return version
 
 
+def refuse_newer(store: Store, place: object, to: int = VERSION) -> int | None:
+    """The version of the rows, or None. Raises BaggageNewer, with `place`, if it is a later one, and BaggageCorrupt."""
+    found = version_of(store)
+    if found is not None and found > to:
+        raise BaggageNewer(place, found, to)
+    return found
+
+
 def migrate(
     store: Store,
     place: object,
@@ -73,16 +81,16 @@ def migrate(
 ) -> None:
     """Brings the rows of a store up to date: all of it in one commit, or nothing.
 
-    `copy` is called before, with the version that they have, and says where the copy is. Raises BaggageNewer, with
-    `place`, if they are of a later version, and what the migrations, the copy and the store raise.
+    `copy` is called before the commit, with the version that they have, and says where the copy is. Raises
+    BaggageNewer, with `place`, if they are of a later version, and what the migrations, the copy and the store raise.
     """
-    found = version_of(store)
-    if found is not None and found > to:
-        raise BaggageNewer(place, found, to)
+    found = refuse_newer(store, place, to)
     if found == to or (found is None and to == 1):
         return
     rows = Rows(store)
-    if found is not None:
+    for version in range(to if found is None else found, to):
+        migrations[version](rows)
+    if found is not None:  # now, as one that fails must not leave a copy at each start
         log.warning(
             "%s: its rows have version %d, and are brought to %d; a copy is in %s",
             place,
@@ -90,7 +98,5 @@ def migrate(
             to,
             copy(found),
         )
-        for version in range(found, to):
-            migrations[version](rows)
     rows.put(_TABLE, _KEY, encode(to))
     store.commit(rows.changes)

@@ -13,6 +13,7 @@ from pathlib import Path
 from durable.directory import DirectoryStore
 from durable.errors import BaggageRefused, SealRefused
 from durable.header import HEADER, NEXT_HEADER, Header, read_header
+from durable.migrations import refuse_newer
 from durable.sealing import Rows, SealedStore
 from durable.seals import KEY_SIZE, Seal, new_sealing
 from durable.sqlite import STATE
@@ -28,6 +29,7 @@ def seal(path: str | PathLike[str], new: Seal) -> None:
     with closing(DirectoryStore(path, header=_unfinished, sealed=True)) as store:
         if store.header.sealing is not None:
             raise SealRefused(f"{store.path} is sealed already: rotate puts another seal on")
+        refuse_newer(store, store.path)
         store.verify()
         data_key = secrets.token_bytes(KEY_SIZE)
         header = Header(store.store_id, new_sealing(new, store.path, store.store_id, data_key))
@@ -38,6 +40,7 @@ def unseal(path: str | PathLike[str], old: Seal) -> None:
     """Takes the seal off. Raises SealRefused, and what opening raises. Blocks."""
     _require(path)
     with closing(SealedStore(path, old)) as store:
+        refuse_newer(store, store.path)
         store.verify()
         store.inner.replace(Header(store.store_id), store.rows.open)
 
@@ -50,6 +53,7 @@ def rotate(path: str | PathLike[str], old: Seal, new: Seal, *, rows: bool = True
     """
     _require(path)
     with closing(SealedStore(path, old)) as store:
+        refuse_newer(store, store.path)
         store.verify()
         data_key = secrets.token_bytes(KEY_SIZE) if rows else store.rows.data_key
         after = Rows(data_key, store.store_id)

@@ -11,6 +11,7 @@ import secrets
 import stat
 import unicodedata
 from collections.abc import Callable
+from contextlib import suppress
 from hashlib import blake2b
 from os import PathLike
 from pathlib import Path
@@ -102,11 +103,10 @@ class KeyFile:
 
     def make(self) -> None:
         """Makes the file if it is not there. Raises BaggageFailed."""
-        new = self.path.with_name(f"{self.path.name}.new")
+        new = self.path.with_name(f"{self.path.name}.{secrets.token_hex(8)}.new")
         try:
             if self.path.exists():
                 return
-            new.unlink(missing_ok=True)
             fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with open(fd, "wb") as file:
                 file.write(secrets.token_bytes(KEY_SIZE))
@@ -116,10 +116,12 @@ class KeyFile:
                 os.link(new, self.path)  # which, other than a rename, replaces nothing
             except FileExistsError:  # somebody else was quicker
                 pass
-            new.unlink()
             sync(self.path.parent)
         except OSError as error:
             raise BaggageFailed(f"the key file {self.path} cannot be made: {error.strerror}") from error
+        finally:
+            with suppress(OSError):
+                new.unlink(missing_ok=True)
 
     def key(self) -> bytes:
         """Raises SealRefused if the file is not there, not private, or no key."""

@@ -46,7 +46,8 @@ from ocapn.captp.tables import Import
 from ocapn.codec.operations import Form
 from ocapn.crypto import SessionKey, public_id
 from ocapn.crypto import session_id as session_id_of
-from ocapn.errors import OCapNError, shown
+from ocapn.errors import shown
+from ocapn.limits import MAX_POSITION
 
 log: Final = logging.getLogger("durable")
 
@@ -56,6 +57,7 @@ _ABOUT: Final = b"about/"
 _ASIDE: Final = b"aside/"
 #: To which it is kept when a peer was last heard, and a session begun, seconds.
 _ABOUT_STEP: Final = 60
+_ID: Final = 32
 #: Records of sessions that cannot go on; beyond it the oldest goes.
 _MAX_ASIDE: Final = 100
 
@@ -73,6 +75,20 @@ class _Stored:
         self.outbox: deque[tuple[int, int]] = deque()  # the first and last frame of each row
         self.record: list[Any] = []
         self.progress: list[Any] = []
+
+
+def _numbers(numbers: list[Any]) -> None:
+    """Raises BaggageCorrupt unless these are counts, positions or times."""
+    if not all(type(number) is int and 0 <= number < MAX_POSITION for number in numbers):
+        raise BaggageCorrupt("a count, a position or a time is none", table="session")
+
+
+def _decoded(row: bytes) -> Any:
+    """A row that helps, and without which it goes on; None if it is malformed."""
+    try:
+        return decode(row, table="node")
+    except BaggageCorrupt:
+        return None
 
 
 @final
@@ -219,7 +235,11 @@ class SessionKeeper:
         assert frames is not None
         key = b"trying/" + session.id
         row = self._baggage.read("node", key)
-        number, times = (0, 0) if row is None else decode(row, table="node")
+        match None if row is None else _decoded(row):
+            case [int(number), int(times)]:
+                pass
+            case _:
+                number = times = 0
         times = max(0, (times if number == frames.taken + 1 else 0) + more)
         self._baggage.put("node", key, encode([frames.taken + 1, times]))
         return int(times)
@@ -242,7 +262,13 @@ class SessionKeeper:
             return []
         self._unknown.add(session.id)
         now = time.time()
-        return sorted((max(0.0, now - at) for at in decode(row, table="node")), reverse=True)
+        found = _decoded(row)
+        times = (
+            [at for at in found if isinstance(at, int) and 0 <= at < MAX_POSITION]
+            if isinstance(found, list)
+            else []
+        )
+        return sorted((max(0.0, now - at) for at in times), reverse=True)
 
     def write(self, batches: Sequence[Batch]) -> None:
         self._baggage.write(batches)
@@ -370,22 +396,30 @@ class SessionKeeper:
     def restore(self) -> None:
         self._objects.restore()
         for key, data in self._baggage.scan("node", b"tombstone/"):
-            self._restore_tombstone(key, decode(data, table="node"))
+            try:
+                self._restore_tombstone(key, decode(data, table="node"))
+            except Exception as error:
+                self._unless_damaged(error)
+                log.error("a tombstone cannot be used, and is removed: %s", error)
+                self.forget(key.removeprefix(b"tombstone/"))
         sessions = []
         for session_id, data in self._baggage.scan("session"):
             try:
                 session = self._restore_session(session_id, decode_row(data, "session"))
-            except (DurableError, OCapNError, ValueError, TypeError, LookupError) as error:
-                if isinstance(error, BaggageFailed) or (isinstance(error, BaggageCorrupt) and error.file):
-                    raise  # the store itself
+            except Exception as error:
                 self._set_aside(session_id, data, error)
                 continue
             if session is not None:
                 sessions.append(session)
         promises: list[KeptPromise] = []
         resolvers: list[KeptPromise] = []
-        for session in sessions:
-            exported = self._slots.restore_exports(session)
+        for session in list(sessions):
+            try:
+                exported = self._slots.restore_exports(session)
+            except Exception as error:
+                sessions.remove(session)
+                self._set_aside(session.id, self._baggage.read("session", session.id) or b"", error)
+                continue
             promises += exported[0]
             resolvers += exported[1]
         for session, _, _, kept in resolvers:
@@ -414,13 +448,18 @@ class SessionKeeper:
 
     def _set_aside(self, session_id: bytes, data: bytes, error: Exception) -> None:
         """A session cannot be used as it is kept: what can be told of it stays, and the rest goes, its key first."""
+        self._unless_damaged(error)
         half = self._node.live(session_id)
         if half is not None:
-            half.disconnected("it cannot be used as it is kept")
+            why = "it cannot be used as it is kept"
+            if half.frames is None:
+                half.disconnected(why)
+            else:
+                half.lose(why)
         peer = None
         try:
             peer = unpack_locator(decode_row(data, "session")[2]).uri
-        except (DurableError, OCapNError, ValueError, TypeError, LookupError):
+        except Exception:  # it is not readable either
             pass
         log.error(
             "a session is set aside, with %s: %s", "an unknown peer" if peer is None else shown(peer), error
@@ -432,12 +471,20 @@ class SessionKeeper:
         reason = f"{type(error).__name__}: {error}"
         self._baggage.put("node", _ASIDE + session_id, encode([shown(reason), peer, int(time.time())]))
         self._stored.pop(session_id, None)
-        for table in ("session", "progress", "outbox", "slot", "answer"):
-            for key, _ in self._baggage.scan(table, session_id):
-                self._baggage.remove(table, key)
+        self._baggage.remove("session", session_id)
+        if len(session_id) == _ID:  # else it would be the beginning of others
+            for table in ("progress", "outbox", "slot", "answer"):
+                for key, _ in self._baggage.scan(table, session_id):
+                    self._baggage.remove(table, key)
         for kind in (_ABOUT, b"trying/", b"unknown/"):
             self._baggage.remove("node", kind + session_id)
         self._keys_removed = True
+
+    @staticmethod
+    def _unless_damaged(error: Exception) -> None:
+        """Raises what tells of the store itself, and not of what stands in one of its rows."""
+        if isinstance(error, BaggageFailed) or (isinstance(error, BaggageCorrupt) and error.file):
+            raise error
 
     @property
     def aside(self) -> list[SetAside]:
@@ -459,17 +506,18 @@ class SessionKeeper:
         )
 
     def _restore_session(self, session_id: bytes, row: list[Any]) -> Session | None:
+        version, begun, renewed, heard = self._about(session_id)
+        if version != _VERSION:
+            raise BaggageCorrupt(
+                f"it has version {version}, and this program reads {_VERSION}", table="session"
+            )
         seed, peer_key, location, flags, form, terms = row
         progress = self._baggage.read("progress", session_id)
         if progress is None:
             raise BaggageCorrupt("the counts of a session are missing", table="progress")
         counts, digests, positions, handoffs, since = decode_row(progress, "progress")
         node = self._node
-        version, begun, renewed, heard = self._about(session_id)
-        if version != _VERSION:
-            raise BaggageCorrupt(
-                f"it has version {version}, and this program reads {_VERSION}", table="session"
-            )
+        _numbers([*terms, *counts, *positions, handoffs[0], handoffs[1], *handoffs[2], since])
         dialled, authenticated, agreed = flags
         key = SessionKey(seed)
         if session_id_of(key.public_id, public_id(peer_key)) != session_id:
@@ -500,9 +548,7 @@ class SessionKeeper:
         used.next, used.floor, used.used = handoffs[0], handoffs[1], set(handoffs[2])
         self._stored[session_id] = stored
         self._slots.load(session)
-        stored.about = decode(
-            self._baggage.read("node", _ABOUT + session_id) or encode([0] * 4), table="node"
-        )
+        stored.about = [version, *(self._wall(at) for at in (begun, renewed, heard))]
         asleep = 0.0 if not since else max(0.0, time.time() - since)
         session.restored(frames, node.now() - asleep)
         session.last_heard = min(session.last_heard, heard)
@@ -517,6 +563,8 @@ class SessionKeeper:
         if row is None:
             raise BaggageCorrupt("it is not known when it began", table="node")
         version, *times = decode(row, table="node")
+        if version == _VERSION:
+            _numbers(times)
         if version != _VERSION:
             return version, 0.0, 0.0, 0.0
         begun, renewed, heard = (self._node.now() - max(0.0, time.time() - at) for at in times)

@@ -83,7 +83,8 @@ class BaggageStorage:
         if ttl is not None:
             time = self._time()
             if until <= time:
-                self._remove(peer, key, space, row)
+                with self._baggage.transaction():
+                    self._remove(peer, key, space, row)
                 return None
             if until - time <= ttl * (1 - _RENEW):
                 space[key] = [value, ttl, time + ttl, due]
@@ -91,24 +92,26 @@ class BaggageStorage:
         return data
 
     def set(self, peer: str, key: str, value: bytes, ttl: float | None, quota: Quota) -> None:
-        self._set_many(peer, {key: value}, ttl, quota)
+        self.set_many(peer, {key: value}, ttl, quota)
 
     def set_many(self, peer: str, entries: dict[str, bytes], ttl: float | None, quota: Quota) -> None:
-        with self._baggage.transaction():
-            self._set_many(peer, entries, ttl, quota)
+        self._expire(_BIT)
+        try:
+            with self._baggage.transaction():
+                self._set_many(peer, entries, ttl, quota)
+        except StorageFull:
+            # What has expired is removed before anybody is refused: the caller's first, then all that is due.
+            if not (self._remove_expired(peer) + self._expire(_FULL)):
+                raise
+            with self._baggage.transaction():
+                self._set_many(peer, entries, ttl, quota)
 
     def _set_many(self, peer: str, entries: dict[str, bytes], ttl: float | None, quota: Quota) -> None:
-        self._expire(_BIT)
         space = self._entries.namespace(peer)
         counts = self._counts(peer)
         for key, value in entries.items():
             row = space.get(key)
             full = self._full(counts, key, value, row, quota)
-            if full is not None:
-                self._count(peer, counts)
-                self._expire(_FULL)
-                counts, row = self._counts(peer), space.get(key)
-                full = self._full(counts, key, value, row, quota)
             if full is not None:
                 raise full
             self._set(peer, key, space, row, value, ttl)
@@ -121,7 +124,8 @@ class BaggageStorage:
         row = space.get(key)
         if row is None:
             return False
-        self._remove(peer, key, space, row)
+        with self._baggage.transaction():
+            self._remove(peer, key, space, row)
         return row[1] is None or row[2] > self._time()
 
     def list(self, peer: str, prefix: str, after: str | None, limit: int, keys_only: bool) -> Listed:
@@ -206,12 +210,27 @@ class BaggageStorage:
         self._next = min(self._next, note)
         return note
 
-    def _expire(self, most: int) -> None:
-        """Removes what has expired; `most` bounds what is looked at."""
+    def _remove_expired(self, peer: str) -> int:
+        """Removes what has expired of one peer, as far as `_FULL` entries show it; how many those were."""
+        space, time = self._entries.namespace(peer), self._time()
+        rows, _ = space.entries(limit=_FULL)
+        expired = [(key, row) for key, row in rows if row[1] is not None and row[2] <= time]
+        with self._baggage.transaction():
+            for key, row in expired:
+                self._remove(peer, key, space, row)
+        return len(expired)
+
+    def _expire(self, most: int) -> int:
+        """Removes what has expired; `most` bounds what is looked at. Says how many entries that were."""
+        with self._baggage.transaction():
+            return self._expired(most)
+
+    def _expired(self, most: int) -> int:
         time = self._time()
         before = f"{int(time * 1000):016x}"
+        removed = 0
         if self._next[:16] > before:
-            return
+            return removed
         notes, more = self._due.entries(limit=most)
         self._next = _LAST if more is None else notes[-1][0]
         if self._baggage.in_transaction:
@@ -224,9 +243,11 @@ class BaggageStorage:
             row = space[key]
             if row[2] <= time:
                 self._remove(peer, key, space, row)
+                removed += 1
             else:  # its ttl has begun again
                 del self._due[note]
                 space[key] = [*row[:3], self._watch(peer, key, row[2])]
+        return removed
 
     def _look_again(self) -> None:
         """What was removed, or noted later, is there again as it was."""

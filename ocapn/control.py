@@ -102,6 +102,8 @@ async def control_socket(peer: Peer, path: str | os.PathLike[str]) -> AsyncItera
                     await stream.send_all(json.dumps(report(peer)).encode() + b"\n")
                 except trio.BrokenResourceError:
                     pass  # it did not want to know
+                except Exception:  # who asks how a peer is must not end it
+                    log.exception("control socket: it cannot be told how the peer is")
 
     async def accept() -> None:
         async with trio.open_nursery() as readers:
@@ -117,15 +119,19 @@ async def control_socket(peer: Peer, path: str | os.PathLike[str]) -> AsyncItera
                 else:
                     await trio.aclose_forcefully(stream)
 
+    block: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(accept)
             try:
                 yield
-            finally:
-                nursery.cancel_scope.cancel()
+            except BaseException as error:
+                block = error  # the block's own: it is not for the nursery to put into a group
+            nursery.cancel_scope.cancel()
     finally:
         await file.aclose()
+    if block is not None:
+        raise block
 
 
 async def ask(path: str | os.PathLike[str]) -> dict[str, Any]:

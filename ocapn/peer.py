@@ -179,7 +179,9 @@ class Peer:
                 raise RemoteError("no object has that swiss number")
             return await found if isinstance(found, Promise) else found
         session = await self._dialler.session_with(sturdyref.peer)
-        await self.public(session).renewed()
+        public = self.public(session)
+        while public.status == "expired":
+            await public.renewed()
         question = session.deliver(session.bootstrap, [FETCH, sturdyref.swiss])
         self._show()  # this task waits next: nothing is gained by another pass of the loop
         return await cast(Promise, question.handle())
@@ -223,6 +225,7 @@ class Peer:
         return connection
 
     async def _keep(self, connection: SupervisedConnection) -> None:
+        current_caller.set(None)  # whoever has asked for it
         try:
             await connection.run()
         finally:
@@ -363,8 +366,11 @@ class Peer:
     def _invoke(self, turn: Turn) -> object:
         target = turn.target
         assert isinstance(target, Target)
-        current_caller.set(turn.source)
-        result = target._ocapn_call(turn.args)
+        token = current_caller.set(turn.source)
+        try:
+            result = target._ocapn_call(turn.args)
+        finally:
+            current_caller.reset(token)
         kind = type(result)
         if result is None or kind is int or kind is str or kind is bool:
             return result
@@ -450,6 +456,7 @@ class Peer:
 
     async def _watch_over(self, public: Session, tenure: Tenure) -> None:
         current_node.set(self._node)  # whoever has begun the session
+        current_caller.set(None)
         await tenure.run()
         del self._tenures[public]
 
@@ -585,7 +592,10 @@ class Peer:
         session = await self.connect(locator)
         async with session.events() as events:
             while not session._core.attached and session.ended is None:
-                await events.receive()
+                try:
+                    await events.receive()
+                except trio.EndOfChannel:
+                    raise ConnectFailed("this peer is closing") from None
         if session.ended is not None:
             raise fresh(session.ended)
         return session

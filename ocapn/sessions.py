@@ -79,7 +79,11 @@ class Keeping:
     def stats(self) -> StorageStats | None:
         """What is kept; None if the backend does not say, or would have to be waited for."""
         stats = None if self.blocks else getattr(self.backend, "stats", None)
-        return None if stats is None else cast(StorageStats, stats())
+        try:
+            return None if stats is None else cast(StorageStats, stats())
+        except Exception as error:
+            log.warning("the storage does not say what it keeps: it has failed with %s", type(error).__name__)
+            return None
 
     async def sweep(self) -> None:
         """Removes some of what has expired. What fails is tried again the next time."""

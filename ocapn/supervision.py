@@ -186,8 +186,8 @@ class SupervisedConnection:
         return self._listeners.listen()
 
     async def session(self) -> Session:
-        """The session to send on, once there is one. Raises ConnectFailed if it is given up or was disconnected, and
-        SessionExpired if its time is over and nobody has renewed it."""
+        """The session to send on, once there is one: also one that is suspended, or waits to be renewed. Raises
+        ConnectFailed if there is none and it is given up or was disconnected, SessionExpired if it was not renewed."""
         await trio.lowlevel.checkpoint()
         while True:
             now = self._snapshot
@@ -204,14 +204,15 @@ class SupervisedConnection:
             await self._changed.wait()
 
     def retry(self) -> None:
-        """Dials at once: does not wait for the delay, and begins again what expired or was given up.
+        """Dials at once: does not wait for the delay, and begins again what was given up, or expired and was not
+        renewed. Does nothing while there is a session that is connected or waits to be renewed.
 
         Raises ConnectFailed after `disconnect`.
         """
         if self.status == "disconnected":
             raise ConnectFailed("the connection was disconnected: connect again", lasting=True)
         session = self._snapshot.session
-        if session is not None:
+        if session is not None and session.ended is None:
             if session.status == "suspended":
                 self._step("asked", session=session)
                 self._step("cut", session=session)
@@ -357,9 +358,11 @@ class SupervisedConnection:
             until = now + limit / 2
             if session.attached and self._peer.reads(session):
                 if asked <= heard and now >= heard + limit / 2:
-                    asked = now
                     question = self._ask(session)
-                if asked <= heard:
+                    asked = asked if question is None else now
+                if question is None and now >= heard + limit / 2:
+                    until = now + limit / 4  # so much waits for an answer already: it is tried again
+                elif asked <= heard:
                     until = heard + limit / 2
                 elif now < asked + limit / 2:
                     until = asked + limit / 2

@@ -200,7 +200,9 @@ class Initiator:
             raise TooLate("the session went on, or ended, on another connection")
         session.last_heard = session.node.now()  # it is fresh: our nonce is signed
         reason = self._frames.judge(answer.claims)
-        if reason is None and not session.node.admits(session, self._wire.authenticated):
+        if reason is None and not (
+            self._proves(session) and session.node.admits(session, self._wire.authenticated)
+        ):
             reason = "policy"
         if reason is not None:
             self._step(Event.NOT_SO)
@@ -211,6 +213,10 @@ class Initiator:
         session.node.touch(session)
         session.moved(answer.hints)
         self._accept = answer
+
+    def _proves(self, session: Session) -> bool:
+        """Whether the netlayer has proved nobody, or the peer that the session is with."""
+        return self._wire.authenticated in (None, session.location.designator)
 
     def confirm(self) -> None:
         """Sends the confirm: the epoch is committed."""

@@ -521,9 +521,12 @@ class Session:
 
     @property
     def frame_counts(self) -> tuple[int, int]:
-        """Our frames, and theirs, that were numbered so far."""
+        """Our frames, and theirs, that are numbered so far and, of theirs, are kept with the next commit."""
         frames = self.frames
-        return (0, 0) if frames is None else (frames.sent, frames.taken)
+        if frames is None:
+            return 0, 0
+        # Of a session that is not to be kept yet, nothing is: what it has taken is on disk with its first row.
+        return frames.sent, frames.taken if frames.settled else 0
 
     def committed(self, sent: int, taken: int) -> None:
         """Frames up to these numbers are on disk."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -24,6 +26,7 @@ from durable import (
     SealRefused,
 )
 from durable.header import Header, header_bytes, read_header
+from durable.records import encode
 from durable.sealing import open_store
 from tests.durable.support import FAST, Content, asking, content, disk_error
 
@@ -350,3 +353,47 @@ def test_the_header_is_synced_before_the_rows_and_renamed_after_them(
             *("sync header.cbor.next", "sync baggage"),
             *("BEGIN IMMEDIATE", "COMMIT", "rename header.cbor.next", "sync baggage"),
         ]
+
+
+def test_rows_of_a_later_version_keep_their_seal(tmp_path: Path) -> None:
+    path = tmp_path / "b"
+    with durable.open_baggage(path) as baggage:
+        baggage.put("node", b"version", encode(9))
+        baggage["k"] = 1
+    with pytest.raises(durable.BaggageNewer):
+        durable.seal(path, FAST)
+    with closing(DirectoryStore(path)) as store:
+        store.commit({("node", b"version"): None})
+    durable.seal(path, FAST)
+    with closing(durable.SealedStore(path, FAST)) as sealed:
+        sealed.commit({("node", b"version"): encode(9)})
+    with pytest.raises(durable.BaggageNewer):
+        durable.unseal(path, FAST)
+    with pytest.raises(durable.BaggageNewer):
+        durable.rotate(path, FAST, FAST)
+
+
+def test_a_reader_that_keeps_the_old_rows_in_the_files_is_told_of(tmp_path: Path) -> None:
+    path = tmp_path / "b"
+    with durable.open_baggage(path) as baggage:
+        baggage["k"] = "plain secret"
+    reader = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('BEGIN');"
+            "c.execute('SELECT count(*) FROM user').fetchall(); print(flush=True); sys.stdin.read()",
+            str(path / "state.db"),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with reader:
+        assert reader.stdout is not None
+        reader.stdout.readline()
+        with pytest.raises(durable.BaggageFailed, match="another process reads its database"):
+            durable.seal(path, FAST)
+        reader.communicate()
+    with durable.open_baggage(path, seal=FAST) as baggage:
+        assert baggage["k"] == "plain secret"
+    assert not any(b"plain secret" in file.read_bytes() for file in path.iterdir())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
+import threading
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -212,10 +213,12 @@ def test_a_key_file_is_on_disk_before_the_header_is(
 
 
 def test_what_was_left_of_making_a_key_file(tmp_path: Path) -> None:
-    (tmp_path / "key.new").write_bytes(b"half")
+    """By a process that died: it is nobody's key, and in nobody's way."""
+    left = tmp_path / "key.0123456789abcdef.new"
+    left.write_bytes(b"half")
     KeyFile(tmp_path / "key").make()
     assert len(KeyFile(tmp_path / "key").key()) == 32
-    assert [entry.name for entry in tmp_path.iterdir()] == ["key"]
+    assert {entry.name for entry in tmp_path.iterdir()} == {"key", left.name}
 
 
 def test_a_key_file_that_another_made_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,3 +357,24 @@ def test_secrets_are_in_no_text(path: Path, tmp_path: Path, caplog: pytest.LogCa
             error = error.__cause__
     assert [text for text in texts if "staple" in text or "LEAKED" in text] == []
     assert "staple" not in caplog.text
+
+
+def test_many_makers_of_one_key_file_make_one_key(tmp_path: Path) -> None:
+    for number in range(50):
+        key = KeyFile(tmp_path / f"{number}.key")
+        errors: list[BaseException] = []
+
+        def make(key: KeyFile = key, errors: list[BaseException] = errors) -> None:
+            try:
+                key.make()
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=make) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        assert len(key.key()) == 32
+        assert [file.name for file in tmp_path.iterdir() if file.name.endswith(".new")] == []

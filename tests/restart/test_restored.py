@@ -17,6 +17,7 @@ from durable.records import decode_row, encode, encode_flat
 from durable.sessions import _ABOUT, _ASIDE, _MAX_ASIDE
 from ocapn import (
     Change,
+    ConnectFailed,
     E,
     Lease,
     MemoryNetlayer,
@@ -24,6 +25,7 @@ from ocapn import (
     Peer,
     PeerLocator,
     Reconnect,
+    RestoredSession,
     SessionEnded,
     open_peer,
     send_only,
@@ -261,9 +263,38 @@ def not_cbor(store: durable.MemoryStore) -> None:
         rows(store, "session")[key] = b"\xff\xff"
 
 
+def later_version_of_another_layout(store: durable.MemoryStore) -> None:
+    other_version(store)
+    session_row(store, lambda row: {"another": "layout"})
+
+
+def huge_times(store: durable.MemoryStore) -> None:
+    ((key, _),) = [(key, data) for key, data in rows(store, "node").items() if key.startswith(_ABOUT)]
+    rows(store, "node")[key] = encode([1, 10**400, 0, 0])
+
+
+def odd_terms(store: durable.MemoryStore) -> None:
+    session_row(store, lambda row: [*row[:5], ["x", 5, None]])
+
+
+def odd_hints(store: durable.MemoryStore) -> None:
+    session_row(store, lambda row: [*row[:2], ["memory", "b", [[1]]], *row[3:]])
+
+
+def odd_export(store: durable.MemoryStore) -> None:
+    """Found out only once all sessions were read."""
+    (sid,) = rows(store, "session")
+    rows(store, "slot")[sid + b"e" + (1).to_bytes(8, "big")] = encode(5)
+
+
 UNUSABLE: dict[str, tuple[Callable[[durable.MemoryStore], None], str]] = {
     "unknown version": (other_version, "version 99, and this program reads 1"),
     "no times": (no_about, "not known when it began"),
+    "a later layout": (later_version_of_another_layout, "version 99, and this program reads 1"),
+    "huge times": (huge_times, "a count, a position or a time is none"),
+    "odd terms": (odd_terms, "a count, a position or a time is none"),
+    "odd hints": (odd_hints, "AttributeError"),
+    "an odd export": (odd_export, "TypeError"),
     "wrong key": (
         lambda store: session_row(store, lambda row: [bytes(32), *row[1:]]),
         "its keys are those of another session",
@@ -380,3 +411,57 @@ async def test_so_many_are_kept_for_inspection_and_no_more() -> None:
         ids = [aside.session_id for aside in a.set_aside]
         assert len(ids) == _MAX_ASIDE
         assert bytes(32) not in ids
+
+
+@trio_test
+async def test_rows_that_only_help_are_passed_over() -> None:
+    network, store = MemoryNetwork(), durable.MemoryStore()
+    async with other(network) as (_, recorder):
+        await one_life(network, store)
+        (sid,) = rows(store, "session")
+        for junk in (encode(5), encode([1]), encode([1, 2]), b"\xff\xff"):
+            copy = store.reopened()
+            for kind in (b"trying/", b"unknown/"):
+                rows(copy, "node")[kind + sid] = junk
+            rows(copy, "node")[b"tombstone/" + bytes(32)] = encode(5)
+            async with kept(MemoryNetwork(), "a", copy) as a:
+                assert len(a.restored) == 1
+                assert list(a.set_aside) == []
+                await a.settled()
+                assert b"tombstone/" + bytes(32) not in rows_of(a)
+        rows(store, "node")[b"trying/" + sid] = encode(5)
+        async with kept(network, "a", store.reopened()) as a:
+            await trio.sleep(5.0)
+            assert recorder.seen == [0, 1, 2]
+
+
+@trio_test
+async def test_a_session_with_a_short_id_takes_no_other_along() -> None:
+    network, store = MemoryNetwork(), durable.MemoryStore()
+    async with other(network) as (_, recorder):
+        await one_life(network, store)
+        rows(store, "session")[b""] = encode(5)
+        async with kept(network, "a", store.reopened()) as a:
+            assert len(a.restored) == 1
+            assert [aside.session_id for aside in a.set_aside] == [b""]
+            await trio.sleep(5.0)
+            assert recorder.seen == [0, 1, 2]
+
+
+@trio_test
+async def test_reconcile_ends_with_the_peer() -> None:
+    network, store = MemoryNetwork(), durable.MemoryStore()
+    async with other(network):
+        await one_life(network, store)
+    errors: list[BaseException] = []
+
+    async def compare(restored: RestoredSession) -> None:
+        try:
+            await restored.reconcile()
+        except (ConnectFailed, SessionEnded) as error:
+            errors.append(error)
+
+    async with trio.open_nursery() as nursery, kept(network, "a", store.reopened()) as a:
+        nursery.start_soon(compare, a.restored[0])
+        await trio.sleep(1.0)
+    assert len(errors) == 1

@@ -19,6 +19,7 @@ from ocapn import (
     Quota,
     RemoteError,
     Storage,
+    StorageFailed,
     StorageFull,
     StorageLimits,
     current_storage,
@@ -401,3 +402,36 @@ def test_100_000_keys_in_pages_while_they_change() -> None:
     assert [key for key in found if int(key) % 2 == 0] == stay
     assert len(set(found)) == len(found)
     assert len(found) > len(stay)
+
+
+def test_what_cannot_be_stored_leaves_nothing() -> None:
+    """A value that the baggage does not take, though the limits of storage do."""
+    baggage = durable.MemoryBaggage(max_value=4096)
+    limits = StorageLimits()
+    storage = Storage(BaggageStorage(baggage, limits), "peer:x", limits)
+    for number in range(5):
+        storage.set(f"k{number}", 1, ttl=100)
+        with pytest.raises(StorageFailed):
+            storage.set(f"k{number}", bytes(5000))
+        assert storage.get(f"k{number}") == 1
+        assert storage.delete(f"k{number}")
+        with pytest.raises(StorageFailed):
+            storage.set(f"k{number}", bytes(5000), ttl=1.0)
+    stats = BaggageStorage(baggage, limits).stats()
+    assert (stats.peers, stats.keys, stats.size) == (0, 0, 0)
+    assert list(baggage.namespace("ocapn.storage").namespace("due")) == []
+
+
+def test_what_has_expired_is_removed_before_anybody_is_refused() -> None:
+    now = [0.0]
+    limits = StorageLimits(keys=5_000, peer_keys=3_000)
+    backend = BaggageStorage(durable.MemoryBaggage(), limits, now=lambda: now[0], wall=lambda: 1e9)
+    one, other = Storage(backend, "peer:x", limits), Storage(backend, "peer:y", limits)
+    for batch in range(3):
+        one.set_many({f"{batch} {number}": 1 for number in range(800)}, ttl=1)
+        other.set_many({f"{batch} {number}": 1 for number in range(800)}, ttl=2)
+    with pytest.raises(StorageFull):
+        other.set_many({f"more {number}": 1 for number in range(800)})
+    now[0] = 100.0
+    other.set_many({f"new {number}": 1 for number in range(800)})
+    one.set("new", 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from typing import Any
 
+import attrs
 import pytest
 import trio
 
@@ -444,3 +445,44 @@ async def test_time_passes_and_a_read_begins_it_again() -> None:
         assert stats is not None
         assert (stats.peers, stats.keys, stats.size) == (0, 0, 0)  # nobody has asked for it
         await quiet(a, b)
+
+
+@durable.kind("test.calls.waits", version=1)
+@attrs.define(eq=False)
+class Waits(Target):
+    """Notes who has called as it is told what a promise became."""
+
+    seen: tuple[str, ...] = ()
+
+    def told(self, value: object) -> None:
+        try:
+            who = current_session().location.designator
+        except WrongContext:
+            who = "nobody"
+        self.seen = (*self.seen, who)
+
+
+class Fulfils(Target):
+    def __init__(self) -> None:
+        self.promise, self._resolver = make_promise()
+
+    @method
+    def go(self) -> None:
+        self._resolver.fulfill(1)
+
+
+@trio_test
+async def test_nobody_calls_what_is_told_of_a_promise() -> None:
+    network = MemoryNetwork()
+    async with (
+        open_peer([MemoryNetlayer(network, "a", authenticates=True)], baggage=durable.MemoryBaggage()) as a,
+        open_peer([MemoryNetlayer(network, "c", authenticates=True)]) as c,
+    ):
+        waits, fulfils = Waits(), Fulfils()
+        a.export(waits)
+        ref = await far(a, c, fulfils)
+        durable.when(fulfils.promise, waits, "told", None)
+        await trio.sleep(1.0)
+        send_only(ref).go()
+        await trio.sleep(1.0)
+        assert waits.seen == ("nobody",)
