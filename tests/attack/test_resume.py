@@ -14,13 +14,25 @@ import pytest
 import trio
 
 import ocapn
-from ocapn import Backpressure, E, Limits, Target, method, send_only
+from ocapn import (
+    Backpressure,
+    E,
+    Limits,
+    MemoryNetlayer,
+    MemoryNetwork,
+    PeerLocator,
+    Target,
+    method,
+    send_only,
+)
+from ocapn.netlayers.base import Channel, Listener, Netlayer
 from ocapn.references import current_node
 from tests.attack.test_connections import Silent
 from tests.attack.test_secrets import holds, keys_of
 from tests.conformance.client import Client
 from tests.conformance.encoding import BOOTSTRAP, Rec, Sym, encode, obj, read_one, signature
-from tests.support import trio_test_real
+from tests.peer.support import Echo
+from tests.support import trio_test, trio_test_real
 
 from .support import PATIENCE, Scene, ask, call, frame, scene
 
@@ -521,3 +533,63 @@ async def test_an_end_is_told_with_what_was_accepted() -> None:
         await client.send_bytes(unsigned)
         refuse, _ = read_one(await client.receive_bytes())
         assert refuse == Rec("op:resume-refuse", bytes(32), bytes(32), Sym("unknown"), False, False)
+
+
+class _ProvesWhomItDials(Netlayer):
+    """Reaches peers by a hint, proves whoever is there, and nobody who comes."""
+
+    transport = "memory"
+
+    def __init__(self, network: MemoryNetwork, name: str) -> None:
+        self._inner = MemoryNetlayer(network, name)
+        self.location = self._inner.location
+
+    async def listen(self, limits: Limits) -> Listener | None:
+        return await self._inner.listen(limits)
+
+    async def dial(self, locator: PeerLocator, limits: Limits) -> Channel:
+        at = locator.hints.get("at", locator.designator)
+        channel = await self._inner.dial(PeerLocator("memory", at), limits)
+        channel.authenticated = at
+        return channel
+
+
+class _CallsItselfVictim(Netlayer):
+    transport = "memory"
+
+    def __init__(self, network: MemoryNetwork) -> None:
+        self._inner = MemoryNetlayer(network, "mallory")
+        self._dialled = False
+        self.location = PeerLocator("memory", "victim", {"at": "mallory"})
+
+    async def listen(self, limits: Limits) -> Listener | None:
+        return await self._inner.listen(limits)
+
+    async def dial(self, locator: PeerLocator, limits: Limits) -> Channel:
+        await trio.lowlevel.checkpoint()
+        if self._dialled:
+            raise ocapn.ConnectFailed("it waits to be dialled")
+        self._dialled = True
+        return await self._inner.dial(locator, limits)
+
+
+@trio_test
+async def test_a_session_is_not_resumed_with_another_than_the_netlayer_has_proved() -> None:
+    network = MemoryNetwork()
+    async with (
+        ocapn.open_peer([_ProvesWhomItDials(network, "server")]) as server,
+        ocapn.open_peer([_CallsItselfVictim(network)]) as mallory,
+    ):
+        await mallory.enliven(server.export(Echo()))
+        (session,) = server.sessions
+        await trio.sleep(3.0)
+        assert (session.location.designator, session.authenticated, session.durable) == (
+            "victim",
+            False,
+            True,
+        )
+        for link in list(network.links):
+            link.cut()
+        await trio.sleep(60.0)
+        assert session.status == "suspended"
+        assert not session.authenticated
