@@ -47,7 +47,7 @@ def report(peer: Peer) -> dict[str, Any]:
                 "status": snapshot.status,
                 "for": round(now - snapshot.since, 3),
                 "attempts_failed": snapshot.attempt,
-                "next_attempt_in": None if math.isinf(snapshot.delay) else round(snapshot.delay, 3),
+                "delay": None if math.isinf(snapshot.delay) else round(snapshot.delay, 3),
                 "cause": None if snapshot.cause is None else shown(snapshot.cause),
             }
             for snapshot in (connection.snapshot() for connection in peer.connections)

@@ -64,7 +64,7 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
         yield f"Connections that are kept: {len(connections):,}"
         rows = [("status", "for", "failed", "next after", "peer")]
         for one in connections:
-            delay = one["next_attempt_in"]
+            delay = one["delay"]
             rows.append(
                 (
                     one["status"],

@@ -44,6 +44,12 @@ SAID = {
         "the seal does not open this baggage: another passphrase or key does, or its header was changed",
         "opened: nobody else's business",
     ],
+    "versions": [
+        "{'text': 'Shopping milk eggs'}",
+        "{'title': 'Shopping', 'words': ('milk', 'eggs')}",
+        "{'title': 'Shopping', 'words': ('milk', 'eggs')}",
+        "the kind 'example.note' has format 2, this version reads 1: use a later version of what wrote it",
+    ],
     "revocation": ["page 1", "Revoked: this was given for a while, and the while is over"],
 }
 

@@ -52,7 +52,7 @@ async def test_it_tells_of_connections_sessions_and_what_waits(tmp_path: Path) -
         assert found["peer"] == ["ocapn://a.memory"]
         one, other = found["connections"]
         assert (one["peer"], one["status"], one["cause"]) == ("ocapn://b.memory", "expired", None)
-        assert (other["status"], other["attempts_failed"], other["next_attempt_in"]) == ("given_up", 1, None)
+        assert (other["status"], other["attempts_failed"], other["delay"]) == ("given_up", 1, None)
         assert "nobody listens there" in other["cause"]
         (session,) = found["sessions"]
         assert (session["peer"], session["status"]) == ("ocapn://b.memory", "expired")
