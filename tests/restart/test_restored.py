@@ -27,6 +27,7 @@ from ocapn import (
     Reconnect,
     RestoredSession,
     SessionEnded,
+    SturdyRef,
     open_peer,
     send_only,
 )
@@ -69,7 +70,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 async def one_life(network: MemoryNetwork, store: durable.MemoryStore, *, seconds: float = 100.0) -> None:
     """A peer with a durable session with b, in which so much time goes by, and three messages are not acknowledged."""
     async with kept(network, "a", store) as a:
-        ref = await far_of(network, a)
+        ref = await far_of(a)
         await agreed(a)
         await trio.sleep(seconds)
         await a.settled()
@@ -82,7 +83,7 @@ async def one_life(network: MemoryNetwork, store: durable.MemoryStore, *, second
     await trio.sleep(0.001)
 
 
-async def far_of(network: MemoryNetwork, a: Peer) -> Any:
+async def far_of(a: Peer) -> Any:
     return await a.enliven(SWISS)
 
 
@@ -92,8 +93,6 @@ SWISS = "ocapn://b.memory/s/" + "A" * 42 + "A"
 @asynccontextmanager
 async def other(network: MemoryNetwork, **options: Any) -> AsyncIterator[tuple[Peer, Recorder]]:
     """The peer b, with an object that a reaches as SWISS."""
-    from ocapn import SturdyRef
-
     async with peer(network, "b", **options) as b:
         recorder = Recorder()
         b.export(recorder, SturdyRef.parse(SWISS).swiss)
@@ -339,7 +338,7 @@ def test_a_record_that_cannot_be_used_is_set_aside(what: str, caplog: pytest.Log
                 assert aside.peer in (None, "ocapn://b.memory")
                 connection = await a.connect(B, Reconnect())
                 fresh = await connection.session()
-                ref = await far_of(network, a)
+                ref = await far_of(a)
                 await E(ref).note("fresh")
                 assert recorder.seen[-1:] == ["fresh"]
                 await trio.sleep(2000.0)
