@@ -16,10 +16,10 @@ from typing import Any, Final, final
 from durable.baggage import Baggage
 from durable.errors import NotStorable
 from durable.objects import Durable
-from durable.promises import Promises
+from durable.promises import VALUE, Promises
 from durable.records import decode_row, encode_row
 from durable.store import key_number, number_key
-from durable.values import TURN, Values
+from durable.values import OUTCOME, TURN, Values
 from ocapn.captp.delivery import (
     FULFILLED,
     CoreTarget,
@@ -272,15 +272,16 @@ class Waiters:
             if not turn.number:
                 self._save_turn(turn)
         while self._changed:
-            item, _ = self._changed.popitem()
-            if isinstance(item, Turn):
-                self._save_turn(item)
-            elif isinstance(item, When):
-                waits_on = self._promises.on(item.promise._vow)
-                row = [self._number_of(item.obj), item.fulfilled, item.broken, waits_on]
-                self._baggage.put("promise", number_key(item.number), encode_row(row))
-            else:
-                self._save_sent(item)
+            changed, self._changed = self._changed, {}
+            for item in changed:  # in order: what waits for the answer to another comes after it
+                if isinstance(item, Turn):
+                    self._save_turn(item)
+                elif isinstance(item, When):
+                    waits_on = self._promises.on(item.promise._vow)
+                    row = [self._number_of(item.obj), item.fulfilled, item.broken, waits_on]
+                    self._baggage.put("promise", number_key(item.number), encode_row(row))
+                else:
+                    self._save_sent(item)
 
     def _begins_to_wait(self, item: Sent | Telling, vow: Vow) -> None:
         if isinstance(item, Telling):
@@ -329,7 +330,7 @@ class Waiters:
         """A message or a selection that is queued on a promise. It goes on if the promise does."""
         kept: _Kept = item.kept
         number, answer = kept.number, item.answer
-        target = self._promises.on(kept.vow)
+        target = self._target(kept.vow)
         source = None if item.source is None else [item.source.id, item.size]
 
         def pack() -> list[Any]:
@@ -350,6 +351,17 @@ class Waiters:
                     self._promises.settled_by(answer, number)
                 return
         self._drop(kept)
+
+    def _target(self, vow: Vow) -> Any:
+        """What a message is sent to; None if that ends with the process. If nothing has to become of it any more, the
+        message waits for its session to be renewed (`ocapn.captp.gate`)."""
+        end = vow.end()
+        if end.state != FULFILLED:
+            return self._promises.on(vow)
+        try:
+            return [VALUE, self._values.pack(end.value, "target", OUTCOME)]
+        except NotStorable:
+            return None
 
     def _again(self, item: Sent) -> None:
         if item.kept is not None:
@@ -458,7 +470,11 @@ class Waiters:
         else:
             assert answer is not None
             item = Selection(kind, what, answer, session)
-        vow = self._promises.promise(target)
+        if target[0] == VALUE:
+            vow = Vow(self._node)
+            vow.resolve(self._values.unpack(target[1]))
+        else:
+            vow = self._promises.promise(target)
         self._keep(item, number, vow)
         if session is not None:
             item.hold(session, size)

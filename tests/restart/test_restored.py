@@ -31,7 +31,7 @@ from ocapn import (
     open_peer,
     send_only,
 )
-from tests.peer.support import Recorder
+from tests.peer.support import Box, Recorder, between
 from tests.peer.test_durable import agreed
 from tests.peer.test_supervision import peer, until
 from tests.support import trio_test
@@ -464,3 +464,33 @@ async def test_reconcile_ends_with_the_peer() -> None:
         nursery.start_soon(compare, a.restored[0])
         await trio.sleep(1.0)
     assert len(errors) == 1
+
+
+@trio_test
+async def test_what_waits_for_a_renewal_is_sent_by_the_next_process() -> None:
+    network, store = MemoryNetwork(), durable.MemoryStore()
+    async with other(network) as (b, recorder):
+        inner = Recorder()
+        b.export(Box(inner), b"box")
+        lease = Lease(life=100.0, within=1000.0)
+        async with kept(network, "a", store, lease=lease) as a:
+            ref = await far_of(a)
+            box = await a.enliven(SturdyRef(B, b"box"))
+            await agreed(a)
+            await trio.sleep(110.0)
+            assert between(a, b).status == "expired"
+            for number in range(3):
+                send_only(ref).note(number)
+            answer = E(ref).note(3)
+            piped = E(box).get()
+            for number in range(3):
+                send_only(piped).note(number)
+            await a.settled()
+            assert recorder.seen == []
+            copy = store.reopened()  # it is killed here
+            assert answer is not None
+        async with kept(network, "a", copy):
+            await trio.sleep(100.0)
+            assert recorder.seen == [0, 1, 2, 3]
+            assert inner.seen == [0, 1, 2]
+            assert len(rows(copy, "turn")) == 0
