@@ -62,10 +62,12 @@ class Gate:
     def told(self, vow: RemoteVow, value: object) -> bool:
         """The peer has fulfilled a promise of its own. Whether that waits, as messages to it do: else what is sent to
         `value` itself would overtake them."""
-        if self.closed and any(one is vow for _, one, _, _ in self._waiting):
+        waiting = [item for item, one, _, _ in self._waiting if one is vow]
+        if not self.closed or not waiting:
+            return False
+        if None not in waiting:  # it may say so again and again; the first counts
             self._waiting.append((None, vow, vow.handle(), value))
-            return True
-        return False
+        return True
 
     def open(self) -> None:
         """The session goes on: what waits is sent."""

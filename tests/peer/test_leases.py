@@ -29,6 +29,7 @@ from ocapn import (
     send_only,
     untag,
 )
+from ocapn.captp.delivery import RemoteVow
 from ocapn.leases import Tenure
 from ocapn.references import current_node
 from ocapn.testing import linked_peers
@@ -649,3 +650,23 @@ def test_nothing_turns_while_the_end_of_a_session_is_committed() -> None:
 
     check()
     assert turned < 10
+
+
+@trio_test
+async def test_a_peer_that_fulfils_again_and_again_fills_nothing() -> None:
+    network = MemoryNetwork()
+    async with peer(network, "b") as b, peer(network, "a", lease=Lease(life=10.0, within=100.0)) as a:
+        ref = await far(b, a, Gate())
+        await trio.sleep(9.0)
+        promise = E(ref).wait(1)
+        await trio.sleep(2.0)
+        send_only(promise).note(1)
+        gate = between(a, b)._core.gate
+        assert gate is not None
+        vow = promise._vow.end()
+        assert isinstance(vow, RemoteVow)
+        for number in range(100):
+            vow.told(number)
+        assert len(gate._waiting) == 2
+        between(a, b).renew()
+        assert await promise == 0
