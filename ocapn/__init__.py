@@ -40,7 +40,8 @@ from ocapn.model.values import Null, NullType, Symbol, Tagged, equal
 from ocapn.netlayers.memory import MemoryNetlayer, MemoryNetwork
 from ocapn.netlayers.tcp_testing import TcpTestingNetlayer
 from ocapn.netlayers.unix import UnixNetlayer
-from ocapn.peer import Peer, Policy, open_peer
+from ocapn.opening import open_peer
+from ocapn.peer import Peer, Policy
 from ocapn.policies import Reconnect
 from ocapn.promise import (
     E,

@@ -111,7 +111,8 @@ class Dialler:
     """What a peer dials, and who waits for it.
 
     `netlayers` are by transport. `form` is how to write to peers that have not shown what they read; `forms` says so
-    for single peers. `forget` is called when a session is not dialled for any more: it may have ended.
+    for single peers. `supervisors` has who keeps sessions, by the location of their peer. `forget` is called when a
+    session is not dialled for any more: it may have ended.
     """
 
     def __init__(
@@ -120,18 +121,18 @@ class Dialler:
         netlayers: Mapping[str, Netlayer],
         form: Form,
         forms: Mapping[PeerLocator, Form],
+        supervisors: Mapping[PeerLocator, Supervisor],
         forget: Callable[[CoreSession], None],
     ) -> None:
         self._peer = peer
         self._netlayers = netlayers
         self._form = form
         self._forms = forms
+        self._supervisors = supervisors
         self._forget = forget
         self._attempts: dict[CoreSession, set[Connection]] = {}  # connections that a session may resume on
         self._redials: dict[CoreSession, _Redial] = {}  # suspended sessions
         self._wanted: dict[PeerLocator, _Wanted] = {}
-        #: Who keeps sessions, by the location of their peer.
-        self.supervisors: dict[PeerLocator, Supervisor] = {}
         self._nursery: trio.Nursery | None = None
         self._closing = False
 
@@ -232,7 +233,7 @@ class Dialler:
         for other in self._attempts.pop(session, ()):
             if other is not connection:
                 other.attempt.cancel()
-        supervisor = self.supervisors.get(session.location)
+        supervisor = self._supervisors.get(session.location)
         if supervisor is not None:
             supervisor.arrived(session)
         wanted = self._wanted.pop(session.location, None)
@@ -365,7 +366,7 @@ class Dialler:
 
     def _delay(self, session: CoreSession, redial: _Redial, error: OCapNError) -> float:
         """How long the next attempt waits after one that has failed: infinitely, until somebody wants the session."""
-        supervisor = self.supervisors.get(session.location)
+        supervisor = self._supervisors.get(session.location)
         policy = _USUAL if supervisor is None else supervisor.policy
         attempts = redial.attempts
         delay = policy.delay(attempts, self.fraction())

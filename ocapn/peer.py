@@ -9,17 +9,15 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from types import CoroutineType
-from typing import Any, Final, Literal, cast, final, get_args, overload
-from weakref import WeakValueDictionary
+from typing import Any, Final, Literal, cast, final, overload
 
 import trio
 
+from ocapn.accepting import Acceptor
 from ocapn.captp.bootstrap import FETCH
 from ocapn.captp.delivery import LocalTarget, PromiseHandle, RefHandle
-from ocapn.captp.handshake import Handshake
 from ocapn.captp.node import Introduction, Node, Turn
 from ocapn.captp.passing import copy_result, describe
 from ocapn.captp.port import Baggage, SetAside
@@ -29,16 +27,17 @@ from ocapn.codec.operations import form_of
 from ocapn.commits import Commits
 from ocapn.connection import Connection, Wakeup
 from ocapn.dialling import Dialler
-from ocapn.errors import ConnectFailed, OCapNError, RemoteError, fresh, shown
-from ocapn.leases import Lease, Tenure
+from ocapn.errors import ConnectFailed, OCapNError, RemoteError, fresh
+from ocapn.leases import Lease
 from ocapn.limits import Limits
 from ocapn.methods import Methods
 from ocapn.model.locators import PeerLocator, SturdyRef
-from ocapn.netlayers.base import Channel, Listener, Netlayer
+from ocapn.netlayers.base import Netlayer
 from ocapn.policies import Reconnect
 from ocapn.promise import Promise
 from ocapn.reconcile import RestoredSession, facts
 from ocapn.references import Ref, Target, current_caller, current_node
+from ocapn.registry import Registry
 from ocapn.sessions import Keeping, Session
 from ocapn.storage.backend import AsyncStorageBackend, StorageBackend, StorageStats
 from ocapn.storage.memory import MemoryStorage
@@ -77,14 +76,9 @@ class Peer:
     ) -> None:
         self.limits = limits
         self._netlayers = {netlayer.transport: netlayer for netlayer in netlayers}
-        self._form = form_of(dialect)
         self._durable = durable
         self._durables = dict(durables)
         self._connections: dict[CoreSession, Connection] = {}
-        self._publics: dict[CoreSession, Session] = {}
-        #: Of those that are over, what applications still hold; by id, which they keep from being another's.
-        self._forgotten: WeakValueDictionary[int, Session] = WeakValueDictionary()
-        self._unauthenticated: dict[str, int] = {}
         self._wakeup = Wakeup()
         self._garbage = Wakeup()
         self._token: trio.lowlevel.TrioToken | None = None
@@ -94,9 +88,11 @@ class Peer:
         self.paused: list[Connection] = []
         self.busy = False  # in `_pump`, or about to call it
         self._service: trio.Nursery | None = None
-        self._listeners: list[tuple[Netlayer, Listener]] = []
+        form = form_of(dialect)
         forms = {locator: form_of(name) for locator, name in dialects.items()}
-        self._dialler = Dialler(self, self._netlayers, self._form, forms, self._forget)
+        self._connected: dict[PeerLocator, SupervisedConnection] = {}
+        self._dialler = Dialler(self, self._netlayers, form, forms, self._connected, self._forget)
+        self._acceptor = Acceptor(self, self._netlayers.values(), form, self._dialler)
         self.node = self._node = Node(
             limits=limits,
             now=trio.current_time,
@@ -112,15 +108,10 @@ class Peer:
             authenticate=authenticate or (lambda introduction: True),
         )
         self._node.on_status = self._status
-        self._node.public = self._caller
-        self._methods = Methods(self._node, limits, self._publics, baggage is not None, self.pump)
         self._commits: Commits | None = None
         self._restored = False
         #: The sessions that the baggage has brought back, as they were stored.
         self.restored: tuple[RestoredSession, ...] = ()
-        self._lease = lease
-        self._tenures: dict[Session, Tenure] = {}
-        self._connected: dict[PeerLocator, SupervisedConnection] = {}
         if baggage is not None:
             keeper = self._node.keeper = baggage.keeper(self._node)
             self._commits = Commits(self._node, keeper, self._flush)
@@ -129,6 +120,9 @@ class Peer:
         if storage is None:
             storage = MemoryStorage(limits.storage, now=trio.current_time)
         self._keeping = Keeping(storage, limits.storage, storage_identity)
+        self._registry = Registry(self._node, self._keeping, lease, self._connected)
+        self._node.public = self._registry.caller
+        self._methods = Methods(self._node, limits, self._registry.publics, baggage is not None, self.pump)
 
     # What applications use
 
@@ -220,7 +214,6 @@ class Peer:
                 raise ValueError(f"{locator.uri} is kept with another policy: disconnect that first")
             return connection
         connection = self._connected[locator] = SupervisedConnection(self, self._dialler, locator, policy)
-        self._dialler.supervisors[locator] = connection
         self._service.start_soon(self._keep, connection)
         return connection
 
@@ -230,7 +223,7 @@ class Peer:
             await connection.run()
         finally:
             if self._connected.get(connection.peer) is connection:
-                del self._connected[connection.peer], self._dialler.supervisors[connection.peer]
+                del self._connected[connection.peer]
 
     @property
     def set_aside(self) -> Sequence[SetAside]:
@@ -254,7 +247,7 @@ class Peer:
     @property
     def sessions(self) -> list[Session]:
         """The sessions that have not ended, live and suspended."""
-        return [public for session, public in self._publics.items() if session.ended is None]
+        return self._registry.going_on
 
     def storage_stats(self) -> StorageStats | None:
         """What is kept for callers (`current_storage`), cheaply; None if the backend is async, or does not count."""
@@ -408,57 +401,21 @@ class Peer:
         """Forgets a session that has ended and has no connection any more."""
         if session.ended is None or session in self._connections:
             return
-        public = self._publics.pop(session, None)
-        if public is not None:
-            self._forgotten[id(session)] = public
-            self._methods.outlive(session, public)
+        self._registry.forget(session, self._methods.outlive)
 
     def public(self, session: CoreSession) -> Session:
         """The application's end of a session."""
-        public = self._publics.get(session)
-        if public is None:
-            public = self._publics[session] = Session(session, self._keeping)
-            connection = self._connected.get(session.location)
-            self.limit(public, None if connection is None else connection.policy.lease)
-        return public
-
-    def _caller(self, session: CoreSession) -> Session:
-        """The same of a session that has called, which may be over and forgotten."""
-        public = self._publics.get(session) or self._forgotten.get(id(session))
-        if public is not None:
-            return public
-        if session.ended is None:
-            return self.public(session)
-        public = self._forgotten[id(session)] = Session(session, self._keeping)
-        return public
+        return self._registry.public(session)
 
     def limit(self, public: Session, lease: Lease | None) -> None:
         """The session may be used as long as the lease says; None: as that of this peer does."""
-        lease = lease or self._lease
-        tenure = self._tenures.get(public)
-        if public.ended is not None or (lease is None and tenure is None):
-            return
-        lease = lease or Lease()
-        if tenure is not None:
-            tenure.change(lease)
-            return
-        tenure = public.tenure = self._tenures[public] = Tenure(public, lease)
-        if self._service is not None:
-            self._service.start_soon(self._watch_over, public, tenure)
+        self._registry.limit(public, lease)
 
     def _status(self, session: CoreSession) -> None:
         """A session was cut, has resumed or has ended: who listens is told, once that is committed."""
         if session.ended is not None:
             self._dialler.hurry(session)  # nobody has to dial for it any more
-        public = self._publics.get(session)
-        if public is not None:
-            public.tell_soon()
-
-    async def _watch_over(self, public: Session, tenure: Tenure) -> None:
-        current_node.set(self._node)  # whoever has begun the session
-        current_caller.set(None)
-        await tenure.run()
-        del self._tenures[public]
+        self._registry.told(session)
 
     def sessions_with(self, locator: PeerLocator) -> list[Session]:
         """All that have not ended: one may be suspended beside a live one."""
@@ -497,48 +454,6 @@ class Peer:
             if old.counters[1] == heard:
                 return
 
-    async def _accept_loop(self, netlayer: Netlayer, listener: Listener) -> None:
-        assert self._service is not None
-        while True:
-            try:
-                channel = await listener.accept()
-            except OSError as error:
-                netlayer_log.warning("%s: cannot accept: %s", netlayer.transport, error)
-                await trio.sleep(0.1)
-                continue
-            self._service.start_soon(self._accepted, netlayer, channel)
-
-    async def _accepted(self, netlayer: Netlayer, channel: Channel) -> None:
-        connection = Connection(self, netlayer, channel)
-        source = f"{netlayer.transport} {channel.source}"
-        count = self._unauthenticated.get(source, 0)
-        if count >= self.limits.unauthenticated_per_source:
-            netlayer_log.warning("%s: too many connections without a session; one is closed", source)
-            await channel.aclose()
-            return
-        self._unauthenticated[source] = count + 1
-        handshake = Handshake(
-            self._node,
-            netlayer.location,
-            dialled=None,
-            authenticated=channel.authenticated,
-            form=self._form,
-            resumable=channel.binding is not None,
-        )
-        try:
-            await connection.shake_hands(handshake)
-        except OCapNError as error:
-            netlayer_log.info("%s: no session: %s", source, shown(error))
-            return
-        finally:
-            self._dialler.attempted(connection)
-            left = self._unauthenticated[source] - 1
-            if left:
-                self._unauthenticated[source] = left
-            else:
-                del self._unauthenticated[source]
-        await connection.run()
-
     # Life
 
     async def _serve(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -556,11 +471,9 @@ class Peer:
                     service.start_soon(self._garbage_loop)
                     if self._commits is not None:
                         service.start_soon(self._commits.run)
-                    for public, tenure in self._tenures.items():  # those that the baggage has brought back
-                        service.start_soon(self._watch_over, public, tenure)
+                    self._registry.run_in(service)
                     self._dialler.run_in(service)
-                    for netlayer, listener in self._listeners:
-                        service.start_soon(self._accept_loop, netlayer, listener)
+                    self._acceptor.run_in(service)
                     task_status.started()
 
     def _restore(self) -> None:
@@ -600,24 +513,6 @@ class Peer:
             raise fresh(session.ended)
         return session
 
-    async def _listen(self) -> None:
-        """Begins to listen wherever the peer can; from here on it knows its own locators."""
-        for netlayer in self._netlayers.values():
-            if self._node.keeper is not None:
-                designator = netlayer.location.designator
-                netlayer.be_again(self._node.keeper.designator(netlayer.transport, designator))
-            listener = await netlayer.listen(self.limits)
-            if listener is not None:
-                self._listeners.append((netlayer, listener))
-        listening = [netlayer for netlayer, _ in self._listeners]
-        others = [netlayer for netlayer in self._netlayers.values() if netlayer not in listening]
-        self._node.own = [netlayer.location for netlayer in [*listening, *others]]
-
-    async def _stop_listening(self) -> None:
-        with trio.CancelScope(shield=True):
-            for _, listener in self._listeners:
-                await listener.aclose()
-
     def _finish(self) -> None:
         """Nothing runs any more: what methods have done as they were cancelled is committed."""
         self._methods.close()
@@ -649,7 +544,7 @@ class Peer:
                 trio.CancelScope(shield=True),
                 trio.move_on_after(self.limits.closing + self.limits.draining),
             ):
-                for session in list(self._publics):
+                for session in list(self._registry.publics):
                     self._leave(session)
                 self._dialler.give_up()
                 self.pump()
@@ -664,28 +559,6 @@ class Peer:
             self._service.cancel_scope.cancel()
             self._methods.cancel()
 
-    def leaving(self, block: BaseException | None, peer: BaseException | None) -> BaseException | None:
-        """What leaves `open_peer` when the block has raised `block`, and the peer `peer`.
-
-        If nothing can be kept any more, many tasks meet that; it leaves once, and as it is.
-        """
-        keeper, failure = self._node.keeper, self._node.failure
-        if failure is not None and keeper is not None and keeper.failed is not None:
-            if peer is None or _is_only(peer, failure):
-                peer = failure
-            if block is not None and _is_only(block, failure):
-                block = None
-        if block is None or peer is None:
-            return block if peer is None else peer
-        return BaseExceptionGroup("the block failed, and so did the peer", [block, peer])
-
-
-def _is_only(error: BaseException, failure: BaseException) -> bool:
-    """Whether an error is `failure`, or a group of nothing else. That something was cancelled tells nothing more."""
-    if isinstance(error, BaseExceptionGroup):
-        return all(_is_only(one, failure) for one in error.exceptions)
-    return isinstance(error, trio.Cancelled) or (type(error) is type(failure) and error.args == failure.args)
-
 
 class NotPassableExport(OCapNError, TypeError):
     """`export` was given what is no reference."""
@@ -694,100 +567,3 @@ class NotPassableExport(OCapNError, TypeError):
         super().__init__(
             f"{describe(obj)} cannot be exported: subclass ocapn.Target, or wrap a function with target"
         )
-
-
-@asynccontextmanager
-async def open_peer(
-    netlayers: Sequence[Netlayer],
-    *,
-    limits: Limits | None = None,
-    dialect: str | None = None,
-    dialects: Mapping[PeerLocator, str] | None = None,
-    durable: Policy = "offer",
-    durables: Mapping[PeerLocator, Policy] | None = None,
-    authenticate: Callable[[Introduction], bool] | None = None,
-    baggage: Baggage | None = None,
-    lease: Lease | None = None,
-    storage: StorageBackend | AsyncStorageBackend | None = None,
-    storage_identity: Callable[[Session], str | None] | None = None,
-) -> AsyncIterator[Peer]:
-    """Runs a peer for as long as the block: `async with ocapn.open_peer(netlayers=[...]) as peer:`.
-
-    It listens on every netlayer that can. `dialect` is how to write to peers that have not shown what they read:
-    "2026-02", "2026-02-text-order", "2026-02-singular-gc" or "2026-01" (spec/wire.md), by default the newest, adapting;
-    `dialects` says so for single peers.
-
-    `durable` says whether sessions are to survive their connections: "offer" asks for it when dialling and accepts
-    when asked, "accept" only accepts, "never" does neither; `durables` says so for single peers (spec/resume.md).
-    `authenticate` is asked whether a peer may begin, or resume, a session. With a `baggage` (`durable.open_baggage`)
-    durable sessions survive the process too: they, and what is kept of durable objects, are there again when the peer
-    is opened with it again. It belongs to one peer at a time. `lease` bounds how long sessions may be used, whoever
-    began them, and says who may renew them (spec/supervision.md).
-
-    `storage` is where `current_storage` keeps what callers keep: by default in the baggage, without one in memory.
-    `storage_identity` says who calls in a session that the netlayer has not authenticated, or None: what it returns is
-    believed (spec/storage.md).
-
-    On leaving, sessions end with op:abort after what is queued was flushed (at most `limits.closing` seconds), then
-    running methods are cancelled.
-
-    Raises ConnectFailed if a netlayer cannot listen, ValueError for two netlayers of one transport or none. What the
-    block raises leaves as it is; a bug in the library ends the block, and leaves in an exception group.
-
-    A baggage that cannot be written any more (a full disk, an I/O error) ends the block too: `durable.BaggageFailed`
-    leaves as it is, together with what the block has raised of its own in a group. Whoever awaits a promise or
-    `settled` meanwhile, in whatever task, gets it as well; nothing that is not on disk was seen by anybody.
-    """
-    transports = [netlayer.transport for netlayer in netlayers]
-    if not transports or len(set(transports)) != len(transports):
-        raise ValueError("a peer has at least one netlayer, and at most one of each transport")
-    for policy in (durable, *(durables or {}).values()):
-        if policy not in get_args(Policy):
-            raise ValueError(f"durable is one of {', '.join(get_args(Policy))}, not {policy!r}")
-    peer = Peer(
-        netlayers,
-        limits or Limits(),
-        dialect,
-        dialects or {},
-        durable,
-        durables or {},
-        authenticate,
-        baggage,
-        lease,
-        storage,
-        storage_identity,
-    )
-    block: BaseException | None = None
-    beside: BaseException | None = None
-    try:
-        try:
-            await peer._listen()
-            peer._restore()
-            async with trio.open_nursery() as nursery:
-                with trio.CancelScope(
-                    shield=True
-                ):  # a start that is cancelled would leave `_serve` without an end
-                    await nursery.start(peer._serve)
-                token = current_node.set(peer._node)
-                try:
-                    yield peer
-                except BaseException as error:
-                    if nursery.cancel_scope.cancel_called:  # something of ours failed, and ended the block
-                        raise
-                    block = error  # the block's own: it is not for the nursery to put into a group
-                finally:
-                    current_node.reset(token)
-                    await peer._close()
-        finally:
-            try:
-                peer._finish()
-            finally:
-                peer._node.close()
-                for public in peer._publics.values():
-                    public.tell_no_more()
-                await peer._stop_listening()
-    except BaseException as error:
-        beside = error
-    leaving = peer.leaving(block, beside)
-    if leaving is not None:
-        raise leaving

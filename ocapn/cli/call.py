@@ -19,7 +19,7 @@ from ocapn.cli.uris import URI_HELP, read_uri
 from ocapn.cli.wires import dialling, traced
 from ocapn.errors import ConnectFailed, NotPassable, RemoteError
 from ocapn.model.locators import SturdyRef
-from ocapn.peer import open_peer
+from ocapn.opening import open_peer
 from ocapn.promise import E
 
 _DESCRIPTION: Final = """

@@ -28,7 +28,8 @@ from ocapn.control import control_socket
 from ocapn.errors import BadLocator, ConnectFailed
 from ocapn.model.locators import PeerLocator, SturdyRef
 from ocapn.netlayers.base import Netlayer
-from ocapn.peer import Peer, open_peer
+from ocapn.opening import open_peer
+from ocapn.peer import Peer
 from ocapn.references import Target, target
 
 _DESCRIPTION: Final = """

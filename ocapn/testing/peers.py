@@ -11,7 +11,8 @@ import trio.testing
 from ocapn.leases import Lease
 from ocapn.limits import Limits
 from ocapn.netlayers.memory import MemoryNetlayer, MemoryNetwork
-from ocapn.peer import Peer, Policy, open_peer
+from ocapn.opening import open_peer
+from ocapn.peer import Peer, Policy
 
 
 @asynccontextmanager

@@ -73,7 +73,7 @@ async def test_nothing_is_left_of_a_session(end: Callable[[Client], Awaitable[No
             here.victim.promises.clear()
             assert here.victim.running == number + 1
         assert len(here.peer._node.sessions) == len(here.peer._node._by_id) == 1
-        assert here.peer._unauthenticated == {}
+        assert here.peer._acceptor.unauthenticated == {}
         # What keeps them is the method that runs on: once it is gone, so are they.
         for _, public in here.peer._methods._outliving:
             for method in public.methods:

@@ -81,7 +81,7 @@ class Silent:
 async def _settled(peer: ocapn.Peer, connections: int) -> None:
     """Waits until so many connections of the peer have not finished their handshake."""
     with trio.fail_after(PATIENCE):
-        while sum(peer._unauthenticated.values()) != connections:
+        while sum(peer._acceptor.unauthenticated.values()) != connections:
             await trio.lowlevel.checkpoint()
 
 
@@ -96,7 +96,7 @@ async def test_connections_that_say_nothing_over_the_limit_of_a_source() -> None
                 here.friend.tell()
                 await silent.until_closed(MANY - 32)
                 await _settled(here.peer, 32)
-                assert len(here.peer._unauthenticated) == 1
+                assert len(here.peer._acceptor.unauthenticated) == 1
                 # From the same source nobody gets in now…
                 client = await here.connect()
                 await client.ends()

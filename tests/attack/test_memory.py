@@ -256,7 +256,7 @@ async def test_connections_that_wait(stage: str) -> None:
                     await client.send_unframed(large)
                     await client.nothing_else()
             with trio.fail_after(PATIENCE):
-                while sum(here.peer._unauthenticated.values()) != (
+                while sum(here.peer._acceptor.unauthenticated.values()) != (
                     number if stage in ("silent", "half a start") else 0
                 ):
                     await trio.lowlevel.checkpoint()

@@ -184,7 +184,8 @@ async def settled(here: Scene, most: int = 0) -> None:
     await until(
         lambda: (
             not (
-                sum(here.peer._unauthenticated.values()) > most or (not most and here.peer._dialler._attempts)
+                sum(here.peer._acceptor.unauthenticated.values()) > most
+                or (not most and here.peer._dialler._attempts)
             )
         )
     )

@@ -224,7 +224,7 @@ class Watch:
 
     def closing(self, peer: Peer) -> None:
         """The block of a peer is left: its sessions are whole still."""
-        for session in peer._publics:
+        for session in peer._registry.publics:
             ledger = self.ledger(session.frames)
             if ledger is not None:
                 ledger.check()

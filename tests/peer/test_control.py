@@ -42,7 +42,7 @@ async def test_it_tells_of_connections_sessions_and_what_waits(tmp_path: Path) -
         connection = await a.connect(B, Reconnect())
         given_up = await a.connect("ocapn://c.memory", Reconnect(attempts=1))
         ref = await a.enliven(secret)
-        (tenure,) = a._tenures.values()
+        (tenure,) = a._registry.tenures.values()
         tenure.change(Lease(life=0.01))
         await until(connection, "expired")
         await until(given_up, "given_up")

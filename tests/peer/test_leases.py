@@ -169,7 +169,7 @@ def test_who_does_not_say_yes_says_no(how: str, caplog: pytest.LogCaptureFixture
                 await answer
             assert trio.current_time() == began + (11.0 if how == "raises" else 15.0)
             await settle()
-            assert a._tenures == {}
+            assert a._registry.tenures == {}
 
     check()
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]

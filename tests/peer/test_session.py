@@ -674,7 +674,7 @@ async def _well(network: MemoryNetwork, peer: Peer) -> None:
     await quiet(peer)
     assert peer.sessions == []
     assert peer._connections == {}
-    assert peer._unauthenticated == {}
+    assert peer._acceptor.unauthenticated == {}
     assert peer._dialler._wanted == {}
     assert peer._node.dials == {}
     assert not network.links_between("raw", peer.locator().designator)

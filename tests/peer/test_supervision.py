@@ -693,7 +693,7 @@ async def test_a_session_that_ends_while_nobody_dials_for_it_leaves_nothing() ->
         connection.disconnect()
         await trio.sleep(5.0)
         assert not a._dialler._redials
-        assert not a._publics
+        assert not a._registry.publics
         assert trio.lowlevel.current_statistics().tasks_living < tasks
 
 

@@ -204,8 +204,8 @@ class Soak:
             (session,) = peer.sessions
             stats = session.stats()
             own = {
-                "publics": len(peer._publics),
-                "tenures": len(peer._tenures),
+                "publics": len(peer._registry.publics),
+                "tenures": len(peer._registry.tenures),
                 "connections": len(peer.connections),
                 "wanted": len(peer._dialler._wanted) + len(peer._dialler._redials),
                 "attempts": len(peer._dialler._attempts),

@@ -240,7 +240,7 @@ async def test_a_session_that_is_over_and_was_not_looked_at_is_one_session_too()
         assert sessions[0] is sessions[1]
         assert sessions[0].ended is not None
         assert sessions[0].location == b.locator()
-        assert a._publics == {}  # and nothing else is kept of it
+        assert a._registry.publics == {}  # and nothing else is kept of it
 
 
 @pytest.mark.parametrize("kept", [False, True])
