@@ -16,6 +16,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
 
+from nacl.pwhash import argon2id
+from nacl.secret import Aead
+
 from durable.errors import BaggageCorrupt, BaggageNewer
 from durable.place import replace, sync, write_synced
 from durable.records import decode, encode
@@ -38,9 +41,9 @@ CALLER: Final = "caller"
 #: least is what is quick enough for tests; the most takes a few seconds, whoever wrote the header.
 OPSLIMITS: Final = (1, 10)
 MEMLIMITS: Final = (8 << 20, 512 << 20)
-SALT_SIZE: Final = 16
+SALT_SIZE: Final = argon2id.SALTBYTES
 #: Of the data key as the header has it: a nonce of 24 bytes, the key of 32, an authenticator of 16.
-WRAPPED_SIZE: Final = 72
+WRAPPED_SIZE: Final = Aead.NONCE_SIZE + Aead.KEY_SIZE + Aead.MACBYTES
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Final
 
-from nacl.bindings import (
-    crypto_aead_xchacha20poly1305_ietf_decrypt,
-    crypto_aead_xchacha20poly1305_ietf_encrypt,
-)
 from nacl.exceptions import CryptoError
+from nacl.secret import Aead
 
 from durable.directory import LOG_SIZE, DirectoryStore
 from durable.errors import BaggageCorrupt
 from durable.header import Header
 from durable.migrations import migrate
-from durable.seals import KEY_SIZE, NONCE_SIZE, Seal, data_key_of, kind_of, lengths, new_sealing
+from durable.seals import KEY_SIZE, Seal, data_key_of, kind_of, lengths, new_sealing
 from durable.sqlite import STATE
 from durable.store import TABLES, Changes, Store, above_prefix, check_table, row_name
 
@@ -35,7 +32,7 @@ SCHEMA: Final = 1
 _MAC: Final = 32
 _LENGTH: Final = 4
 #: Of a sealed value: nonce, authenticator, length of the key.
-_LEAST: Final = NONCE_SIZE + 16 + _LENGTH
+_LEAST: Final = Aead.NONCE_SIZE + Aead.MACBYTES + _LENGTH
 #: Rows that are read together where all are, sealed and open.
 _PAGE: Final = 200
 #: Rows that are read one by one, in the disorder of their macs, rather than with all others of their table.
@@ -47,7 +44,7 @@ class Rows:
 
     def __init__(self, data_key: bytes, store_id: bytes) -> None:
         self.data_key = data_key
-        self._key = blake2b(digest_size=KEY_SIZE, key=data_key, person=b"ocapn rows").digest()
+        self._box = Aead(blake2b(digest_size=KEY_SIZE, key=data_key, person=b"ocapn rows").digest())
         mac_key = blake2b(digest_size=KEY_SIZE, key=data_key, person=b"ocapn keys").digest()
         self._macs = {
             table: blake2b(lengths(table.encode()), digest_size=_MAC, key=mac_key) for table in TABLES
@@ -66,19 +63,15 @@ class Rows:
     def seal(self, table: str, key: bytes, value: bytes, nonce: bytes | None = None) -> tuple[bytes, bytes]:
         """The row that is kept for one in clear. The nonce is drawn, other than for examples."""
         mac = self.mac(table, key)
-        nonce = secrets.token_bytes(NONCE_SIZE) if nonce is None else nonce
         clear = b"".join((len(key).to_bytes(_LENGTH, "big"), key, value))
-        box = crypto_aead_xchacha20poly1305_ietf_encrypt(clear, self._about[table] + mac, nonce, self._key)
-        return mac, nonce + box
+        return mac, bytes(self._box.encrypt(clear, self._about[table] + mac, nonce))
 
     def open(self, table: str, mac: bytes, sealed: bytes) -> tuple[bytes, bytes]:
         """Key and value of a row. Raises BaggageCorrupt if it is not the one that was kept under this mac, here."""
         if len(sealed) < _LEAST:
             raise BaggageCorrupt("the row does not open", STATE, table, row_name(mac))
         try:
-            clear: bytes = crypto_aead_xchacha20poly1305_ietf_decrypt(
-                sealed[NONCE_SIZE:], self._about[table] + mac, sealed[:NONCE_SIZE], self._key
-            )
+            clear: bytes = self._box.decrypt(sealed, self._about[table] + mac)
         except CryptoError:
             raise BaggageCorrupt("the row does not open", STATE, table, row_name(mac)) from None
         end = _LENGTH + int.from_bytes(clear[:_LENGTH], "big")

@@ -17,12 +17,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Final
 
-from nacl.bindings import (
-    crypto_aead_xchacha20poly1305_ietf_decrypt,
-    crypto_aead_xchacha20poly1305_ietf_encrypt,
-)
 from nacl.exceptions import CryptoError
 from nacl.pwhash import argon2id
+from nacl.secret import Aead
 
 from durable.errors import BaggageFailed, SealRefused
 from durable.header import (
@@ -38,8 +35,7 @@ from durable.header import (
 from durable.place import sync
 from durable.records import encode
 
-KEY_SIZE: Final = 32
-NONCE_SIZE: Final = 24
+KEY_SIZE: Final = Aead.KEY_SIZE
 _LABEL: Final = b"ocapn-baggage-key"
 _PERSON: Final = b"ocapn wrapping"
 #: The one thing that is said of a seal that does not fit: not which part of it, nor of the header, was wrong.
@@ -186,10 +182,9 @@ def data_key_of(seal: Seal, header: Header) -> bytes:
     if kind != sealing.kind:
         raise SealRefused(_WRONG)
     key = _wrapping_key(seal, header.store_id, sealing.stretching)
-    nonce, box = sealing.wrapped[:NONCE_SIZE], sealing.wrapped[NONCE_SIZE:]
     about = _about(header.store_id, kind, sealing.stretching)
     try:
-        data_key: bytes = crypto_aead_xchacha20poly1305_ietf_decrypt(box, about, nonce, key)
+        data_key: bytes = Aead(key).decrypt(sealing.wrapped, about)
     except CryptoError:
         raise SealRefused(_WRONG) from None
     return data_key
@@ -204,9 +199,7 @@ def wrap(
     nonce: bytes | None = None,
 ) -> bytes:
     """The data key as the header has it, under the wrapping key. The nonce is drawn, other than for examples."""
-    nonce = secrets.token_bytes(NONCE_SIZE) if nonce is None else nonce
-    about = _about(store_id, kind, stretching)
-    return nonce + crypto_aead_xchacha20poly1305_ietf_encrypt(data_key, about, nonce, key)
+    return bytes(Aead(key).encrypt(data_key, _about(store_id, kind, stretching), nonce))
 
 
 def wrapping_key(key: bytes, store_id: bytes) -> bytes:

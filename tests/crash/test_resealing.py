@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,6 @@ import pytest
 import durable
 from durable import Seal, SealedStore, SealRefused, Store
 from durable.sealing import open_store
-from tests.crash import shim
 from tests.crash.disk import Disk, Image, Mark, materialise, recording
 from tests.crash.script import Content, lose, read_all
 
@@ -54,20 +51,6 @@ CHANGES = {
 @pytest.fixture(params=CHANGES)
 def change(request: pytest.FixtureRequest) -> Change:
     return CHANGES[request.param]
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    where = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    directory = Path(tempfile.mkdtemp(dir=where))
-    try:
-        with recording(directory):
-            pass
-        yield directory
-    except shim.Unavailable as reason:
-        pytest.skip(str(reason))
-    finally:
-        shutil.rmtree(directory)
 
 
 def filled(path: Path, seal: Seal | None, random: Random) -> Content:

@@ -23,7 +23,6 @@ from tests.crash.both import PAIRS, boundaries, crash_both, crashed, life, run
 from tests.crash.disk import Disk, Mark, Sync, Write, materialise, read, recording
 from tests.crash.script import Found
 from tests.crash.stacks import SIDES, TURNS, go_on
-from tests.crash.test_store import place
 from tests.crash.wire import Shown
 
 __all__ = ["place"]

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-import pytest
-
-from tests.crash import shim
 from tests.crash.disk import Error, Mark, materialise, read, recording
 from tests.crash.script import (
     crash_everywhere,
@@ -22,21 +16,6 @@ from tests.crash.script import (
     recover,
     short_life,
 )
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """In memory where that can be: thousands of small files are made."""
-    where = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    directory = Path(tempfile.mkdtemp(dir=where))
-    try:
-        with recording(directory):
-            pass
-        yield directory
-    except shim.Unavailable as reason:
-        pytest.skip(str(reason))
-    finally:
-        shutil.rmtree(directory)
 
 
 def new(path: Path) -> Path:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import ocapn
@@ -55,65 +57,55 @@ def test_the_names_in_the_readme_exist() -> None:
     assert sorted(name for name in names if not hasattr(ocapn, name)) == []
 
 
-def test_the_first_program_of_the_readme_runs(tmp_path: Path) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    server, client = (tmp_path / "greeter.py"), (tmp_path / "caller.py")
-    server.write_text(blocks[0])
-    client.write_text(blocks[1])
-    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "PATH": ""}
+
+
+@contextmanager
+def greeter(tmp_path: Path) -> Iterator[str]:
+    """The URI that the first program of the README serves, while it runs."""
+    program = tmp_path / "greeter.py"
+    program.write_text(BLOCKS[0])
     with subprocess.Popen(
-        [sys.executable, str(server)], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, str(program)], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
     ) as served:
         assert served.stdout is not None
-        uri = served.stdout.readline().strip()
         try:
-            printed = subprocess.run(
-                [sys.executable, str(client), uri],
-                capture_output=True,
-                text=True,
-                timeout=30,
-                check=True,
-                env=environment,
-            ).stdout
+            yield served.stdout.readline().strip()
         finally:
             served.kill()
-    assert printed == "Hello, Alice!\n"
+
+
+def printed(program: Path, uri: str) -> str:
+    return subprocess.run(
+        [sys.executable, str(program), uri],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+        env=ENVIRONMENT,
+    ).stdout
+
+
+def test_the_first_program_of_the_readme_runs(tmp_path: Path) -> None:
+    client = tmp_path / "caller.py"
+    client.write_text(BLOCKS[1])
+    with greeter(tmp_path) as uri:
+        assert printed(client, uri) == "Hello, Alice!\n"
 
 
 def test_the_connection_of_the_readme_is_kept(tmp_path: Path) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    server, client = tmp_path / "greeter.py", tmp_path / "kept.py"
-    server.write_text(blocks[0])
-    (kept,) = [block for block in blocks if block.startswith("# kept.py")]
+    client = tmp_path / "kept.py"
+    (kept,) = [block for block in BLOCKS if block.startswith("# kept.py")]
     client.write_text(kept)
-    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
-
-    def printed(uri: str) -> str:
-        ran = subprocess.run(
-            [sys.executable, str(client), uri],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-            env=environment,
-        )
-        return ran.stdout
-
-    with subprocess.Popen(
-        [sys.executable, str(server)], stdout=subprocess.PIPE, text=True, env=environment
-    ) as served:
-        assert served.stdout is not None
-        uri = served.stdout.readline().strip()
-        try:
-            assert f"```\n{printed(uri)}```" in README
-        finally:
-            served.kill()
-    assert f"```\n{printed(uri)}```" in README
+    with greeter(tmp_path) as uri:
+        assert f"```\n{printed(client, uri)}```" in README
+    assert f"```\n{printed(client, uri)}```" in README
 
 
 def test_the_counter_of_the_readme_outlives_its_process(tmp_path: Path) -> None:
     program = tmp_path / "counter.py"
-    program.write_text(re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[2])
+    program.write_text(BLOCKS[2])
 
     def started() -> tuple[subprocess.Popen[str], str]:
         process = subprocess.Popen(
@@ -121,7 +113,7 @@ def test_the_counter_of_the_readme_outlives_its_process(tmp_path: Path) -> None:
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             text=True,
-            env={"PYTHONPATH": str(ROOT), "PATH": ""},
+            env=ENVIRONMENT,
         )
         assert process.stdout is not None
         return process, process.stdout.readline().strip()

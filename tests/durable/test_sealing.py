@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_encrypt
 
 import durable
 import durable.sealing
@@ -296,10 +295,7 @@ def test_a_row_whose_key_is_not_that_of_its_mac(path: Path) -> None:
         made = store.rows
     mac = made.mac("user", b"a")
     for clear in (b"\0\0\0\1b", b"\0\0\0\2a", b"\xff\xff\xff\xffa"):
-        nonce = bytes(24)
-        box = nonce + crypto_aead_xchacha20poly1305_ietf_encrypt(
-            clear, made._about["user"] + mac, nonce, made._key
-        )
+        box = bytes(made._box.encrypt(clear, made._about["user"] + mac))
         forge(path, lambda store, box=box: store.commit({("user", mac): box}))  # type: ignore[misc]
         damage(path, "user", mac, "the row is not that of its key")
 

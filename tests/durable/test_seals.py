@@ -346,7 +346,7 @@ def test_secrets_are_in_no_text(path: Path, tmp_path: Path, caplog: pytest.LogCa
     with closing(SealedStore(path, seal)) as store:
         store.commit({("user", b"k"): b"v"})
         texts = [repr(store), repr(store.rows), repr(store.inner), repr(store.inner.header)]
-        for secrets in (store.rows.data_key, store.rows._key):
+        for secrets in (store.rows.data_key, store.rows._box.__bytes__()):
             texts = [text.replace(repr(secrets), "LEAKED") for text in texts]
     for wrong in (Passphrase("wrong staple"), file, lambda store_id: b"short staple"):
         with pytest.raises(SealRefused) as caught:
