@@ -23,7 +23,7 @@ from ocapn import (
     open_peer,
 )
 from ocapn.control import ask, control_socket, report
-from tests.peer.support import Echo, far
+from tests.peer.support import Echo, far, settle
 from tests.peer.test_supervision import B, until
 from tests.support import trio_test, trio_test_real
 
@@ -85,6 +85,32 @@ async def test_one_who_does_not_read_holds_up_nobody(tmp_path: Path, monkeypatch
                 except (ValueError, ConnectFailed):
                     pass  # it was not let in
         assert found["peer"] == ["ocapn://a.memory"]
+
+
+@trio_test_real
+async def test_some_are_told_at_a_time_some_more_wait_and_the_rest_is_not_let_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begun(one: socket.socket) -> bytes | None:
+        try:
+            return one.recv(1)
+        except BlockingIOError:
+            return None
+
+    monkeypatch.setattr(control, "_READERS", 2)
+    monkeypatch.setattr(control, "report", lambda peer: {"fill": "x" * (8 << 20)})
+    path = tmp_path / "c"
+    async with open_peer([MemoryNetlayer(MemoryNetwork(), "a")]) as a, control_socket(a, path):
+        with ExitStack() as stack:
+            readers = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(6)]
+            for one in readers:
+                one.connect(str(path))
+                one.setblocking(False)
+            await settle()
+            assert [begun(one) for one in readers] == [b"{", b"{", None, None, b"", b""]
+            readers[0].close()
+            await settle()
+            assert [begun(one) for one in readers[2:4]] == [b"{", None]
 
 
 @trio_test_real
