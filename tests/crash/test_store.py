@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from pathlib import Path
 from random import Random
 
-from tests.crash.disk import Error, Mark, materialise, read, recording
+from durable import DirectoryStore
+from tests.crash.disk import Error, Mark, Rename, Sync, materialise, read, recording
 from tests.crash.script import (
     crash_everywhere,
     fail_and_recover,
@@ -88,3 +90,18 @@ def test_syncs_that_are_swallowed_are_found(place: Path) -> None:
         live(place / "store", disk, Random(4), commits=10)
     ways = crash_everywhere(disk, place / "after", lambda _: ("all", "random"))
     assert len([found for found in ways if found is not None]) > 20
+
+
+def test_a_copy_is_on_disk_before_it_has_its_name(place: Path) -> None:
+    """A crash leaves all of it, or nothing that looks like a copy."""
+    with closing(DirectoryStore(new(place / "store"))) as store:
+        store.commit({("user", b"key"): b"value"})
+        with recording(place) as disk:
+            store.copy(".copy")
+    assert disk.events[-5:] == [
+        Sync("store.copy.new/state.db"),
+        Sync("store.copy.new/header.cbor"),
+        Sync("store.copy.new"),
+        Rename("store.copy.new", "store.copy"),
+        Sync("."),
+    ]
