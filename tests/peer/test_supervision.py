@@ -31,7 +31,8 @@ from ocapn import (
 from ocapn.captp import handshake
 from ocapn.captp.session import Session as CoreSession
 from ocapn.supervision import TRANSITIONS
-from tests.peer.support import Echo, Recorder, between, far, settle
+from tests.peer.raw import LIMITS, Raw, abort, hello
+from tests.peer.support import Echo, Recorder, Trace, between, far, settle
 from tests.peer.test_durable import agreed
 from tests.support import trio_test
 
@@ -542,6 +543,20 @@ async def test_a_peer_that_answers_is_kept_however_little_it_says() -> None:
 
 
 @trio_test
+async def test_a_question_is_not_released_before_it_is_answered() -> None:
+    """A peer may leave out an answer that nobody wants any more, and would then be taken for one that is gone."""
+    network = MemoryNetwork(delay=lambda a, b: 1.0)
+    async with peer(network, "b"), peer(network, "a", durable="never") as a:
+        connection = await a.connect(B, Reconnect(keepalive=10.0))
+        trace = Trace(await connection.session())
+        await trio.sleep(10.0)
+        assert [line[: len("-> <op:deliver")] for line in trace.lines[:2]] == [
+            "-> <op:deliver",
+            "<- <op:deliver",
+        ]
+
+
+@trio_test
 async def test_without_keepalive_nobody_asks() -> None:
     network = MemoryNetwork()
     async with peer(network, "b"), peer(network, "a", durable="never") as a:
@@ -643,6 +658,43 @@ async def test_a_peer_that_ends_each_session_at_once_is_not_dialled_without_a_pa
         assert 15 < begun < 25
         assert connection.snapshot().attempt > 15
         nursery.cancel_scope.cancel()
+
+
+@trio_test
+async def test_a_session_that_has_ended_before_it_is_picked_up_is_an_attempt_that_has_failed() -> None:
+    network = MemoryNetwork()
+    listener = await MemoryNetlayer(network, "b").listen(LIMITS)
+    assert listener is not None
+    async with peer(network, "a") as a:
+        connection = await a.connect(B, PLAIN)
+        began = trio.current_time()
+        dialled = []
+        for _ in range(4):
+            one = Raw(await listener.accept(), B)
+            dialled.append(trio.current_time() - began)
+            await one.send(hello(B, one.key), abort("not now"))
+        assert dialled == [0.0, 1.0, 3.0, 7.0]
+        await settle()
+        assert "not now" in str(connection.snapshot().cause)
+
+
+@trio_test
+async def test_a_session_that_has_lasted_begins_the_delays_again() -> None:
+    network = MemoryNetwork()
+    async with peer(network, "a") as a:
+        connection = await a.connect(B, PLAIN)
+        await trio.sleep(5.0)
+        assert connection.snapshot().attempt == 3
+        events = connection.events()
+        async with peer(network, "b"):
+            await until(connection, "connected")
+            await trio.sleep(PLAIN.cap)
+        told = [(await events.receive()).now for _ in range(3)]
+        assert [(one.status, one.attempt) for one in told] == [
+            ("connected", 0),
+            ("reconnecting", 0),
+            ("reconnecting", 1),
+        ]
 
 
 @trio_test
