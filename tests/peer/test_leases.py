@@ -274,6 +274,23 @@ async def test_a_reference_of_an_expired_session_is_not_given_away() -> None:
 
 
 @trio_test
+async def test_a_gift_is_no_use_of_the_session_with_the_peer_that_exports_it() -> None:
+    """Nobody has sent that peer anything: it is only told for whom it is to keep the gift."""
+    network = MemoryNetwork()
+    lease = Lease(idle=10.0, within=1000.0)
+    async with peer(network, "b") as b, peer(network, "c") as c, peer(network, "a", lease=lease) as a:
+        there = await far(b, a, Echo())
+        box = Box()
+        taker = await far(c, a, box)
+        await trio.sleep(9.0)
+        await E(taker).put(there)
+        await box.content
+        assert status(between(a, b)) == "live"
+        await trio.sleep(2.0)
+        assert [status(between(a, one)) for one in (b, c)] == ["expired", "live"]
+
+
+@trio_test
 async def test_renew_begins_the_time_again_before_and_after_its_end() -> None:
     network = MemoryNetwork()
     async with peer(network, "b") as b, peer(network, "a", lease=Lease(life=10.0, idle=8.0)) as a:
