@@ -37,6 +37,8 @@ LIMITS = StorageLimits(value=1000, nesting=4, batch=5)
 
 
 class Fails(Honest):
+    sweeping: Exception = OSError("the secret")
+
     def get(self, peer: str, key: str) -> bytes | None:
         raise OSError("the disk with the secret is gone")
 
@@ -44,7 +46,7 @@ class Fails(Honest):
         raise OSError("gone")
 
     def sweep(self) -> None:
-        raise OSError("the secret")
+        raise self.sweeping
 
 
 class Garbled(Honest):
@@ -180,19 +182,33 @@ def test_the_backend_that_is_given_is_the_one(kept: bool) -> None:
     run()
 
 
-@trio_test
-async def test_a_sweep_that_fails_is_logged_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    network = MemoryNetwork()
-    async with (
-        open_peer([MemoryNetlayer(network, "a", authenticates=True)], storage=Fails()) as a,
-        open_peer([MemoryNetlayer(network, "b", authenticates=True)]) as b,
-    ):
-        shelf = await far(a, b, Shelf())
-        with caplog.at_level(logging.WARNING, "ocapn.storage"):
-            await trio.sleep(12)
-        assert caplog.text.count("expired entries are not removed: the storage has failed with OSError") == 2
-        assert "secret" not in caplog.text
-        assert await E(shelf).hello() == "hello"
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError("the secret"), "the storage has failed with OSError"),
+        (StorageFailed("no server answers"), "no server answers"),
+    ],
+)
+def test_a_sweep_that_fails_is_logged_and_ends_nothing(
+    error: Exception, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    @trio_test
+    async def run() -> None:
+        network = MemoryNetwork()
+        backend = Fails()
+        backend.sweeping = error
+        async with (
+            open_peer([MemoryNetlayer(network, "a", authenticates=True)], storage=backend) as a,
+            open_peer([MemoryNetlayer(network, "b", authenticates=True)]) as b,
+        ):
+            shelf = await far(a, b, Shelf())
+            with caplog.at_level(logging.WARNING, "ocapn.storage"):
+                await trio.sleep(12)
+            assert caplog.text.count(f"expired entries are not removed: {told}\n") == 2
+            assert "secret" not in caplog.text
+            assert await E(shelf).hello() == "hello"
+
+    run()
 
 
 @trio_test
