@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ import trio
 
 import durable
 from durable import DirectoryStore
-from durable.records import decode
+from durable.records import decode, decode_row
 from ocapn import E, Limits, MemoryNetlayer, MemoryNetwork, Peer, Target, method, open_peer
 from tests.support import trio_test, trio_test_real
 
@@ -115,6 +115,25 @@ async def test_keys_of_tombstones_that_expire_while_nothing_runs(
         await trio.sleep(6)
         assert not place.holds(seed)
         assert place.store.scrubs == 1
+
+
+@trio_test
+async def test_keys_of_sessions_that_are_set_aside(place: Place) -> None:
+    async with open_peer([MemoryNetlayer(place.network, "b")]) as other:
+        async with place.opened() as peer:
+            await peer.enliven(other.export(Echo()))
+            await trio.sleep(1)
+            await peer.settled()
+            ((session_id, row),) = place.baggage.scan("session")
+        seed: bytes = decode_row(row, "session")[0]
+        with closing(DirectoryStore(place.path)) as store:
+            store.commit({("progress", session_id): None})
+        async with place.opened() as peer:
+            assert [aside.session_id for aside in peer.set_aside] == [session_id]
+            assert place.holds(seed)
+            await trio.sleep(6)
+            assert not place.holds(seed)
+            assert place.store.scrubs == 1
 
 
 @trio_test_real
