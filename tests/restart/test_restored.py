@@ -292,27 +292,30 @@ UNUSABLE: dict[str, tuple[Callable[[durable.MemoryStore], None], str]] = {
     "a later layout": (later_version_of_another_layout, "version 99, and this program reads 1"),
     "huge times": (huge_times, "a count, a position or a time is none"),
     "odd terms": (odd_terms, "a count, a position or a time is none"),
-    "odd hints": (odd_hints, "AttributeError"),
-    "an odd export": (odd_export, "TypeError"),
+    "odd hints": (odd_hints, "AttributeError: 'list' object has no attribute"),
+    "an odd export": (odd_export, "TypeError: cannot unpack"),
     "wrong key": (
         lambda store: session_row(store, lambda row: [bytes(32), *row[1:]]),
         "its keys are those of another session",
     ),
     "a key of the wrong length": (
         lambda store: session_row(store, lambda row: [b"short", *row[1:]]),
-        "",
+        "ValueError: The seed must be exactly 32 bytes long",
     ),
-    "a field too few": (lambda store: session_row(store, lambda row: row[:-1]), ""),
+    "a field too few": (
+        lambda store: session_row(store, lambda row: row[:-1]),
+        "ValueError: not enough values",
+    ),
     "a locator that is none": (
         lambda store: session_row(store, lambda row: [*row[:2], ["memory", "", False], *row[3:]]),
-        "",
+        "BadLocator: a designator may not be empty",
     ),
-    "no record": (lambda store: session_row(store, lambda row: 5), ""),
+    "no record": (lambda store: session_row(store, lambda row: 5), "TypeError: cannot unpack"),
     "no cbor": (not_cbor, "malformed value"),
     "no counts": (no_counts, "the counts of a session are missing"),
-    "odd counts": (odd_counts, ""),
+    "odd counts": (odd_counts, "IndexError: list index out of range"),
     "fewer frames": (fewer_frames, "frames that the peer has not acknowledged are missing"),
-    "a torn frame": (torn_frames, ""),
+    "a torn frame": (torn_frames, "not a row of frames"),
 }
 
 
