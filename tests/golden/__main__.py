@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tests.golden.contents import FILES, SEALS, write
 
@@ -12,7 +13,8 @@ def main(version: str) -> None:
     place = Path(__file__).resolve().parent / version
     place.mkdir()
     for name, seal in SEALS.items():
-        write(place / name, seal)
+        with TemporaryDirectory() as keys:
+            write(place / name, seal(Path(keys)))
         for file in (place / name).iterdir():
             if file.name not in FILES:
                 file.unlink()

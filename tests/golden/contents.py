@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,11 +19,22 @@ from ocapn import E, MemoryNetlayer, MemoryNetwork, Null, PeerLocator, SturdyRef
 #: The wall clock when golden stores are written and read: sessions last a day without their peer.
 MADE = 1_795_900_000.0
 FILES = ("header.cbor", "state.db")
-#: By their names, how they are sealed: the keys are no secrets.
-SEALS: dict[str, durable.Seal | None] = {
-    "plain": None,
-    "passphrase": durable.Passphrase("golden", opslimit=1, memlimit=8 << 20),
-    "caller": lambda store_id: bytes(range(32)),
+
+
+def key_file(place: Path) -> durable.KeyFile:
+    """It is made in `place`: one that git has checked out may be read by others, and opens nothing."""
+    file = place / "key"
+    file.touch(mode=0o600)
+    file.write_bytes(bytes(range(32, 64)))
+    return durable.KeyFile(file)
+
+
+#: By their names, how they are sealed, given a directory for what that takes: the keys are no secrets.
+SEALS: dict[str, Callable[[Path], durable.Seal | None]] = {
+    "plain": lambda place: None,
+    "passphrase": lambda place: durable.Passphrase("golden", opslimit=1, memlimit=8 << 20),
+    "key-file": key_file,
+    "caller": lambda place: lambda store_id: bytes(range(32)),
 }
 PLAIN: dict[str, Any] = {
     "text": "é\0",
