@@ -58,9 +58,9 @@ class _Watcher(Waiting):
 
 @final
 class Promises:
-    """The promises of one node, as rows name them. `question` is what is kept of one, by session and position."""
+    """The promises of one node, as rows name them. `question` says whether one is kept, by session and position."""
 
-    def __init__(self, node: Node, question: Callable[[bytes, int], bool | None]) -> None:
+    def __init__(self, node: Node, question: Callable[[bytes, int], bool]) -> None:
         self._node = node
         self._question = question
         self._numbers: dict[Vow, int] = {}
@@ -179,11 +179,11 @@ class Promises:
         if vow is None:
             tables = session.tables
             if answer:
-                listening = self._question(session_id, position)
-                known = listening is not None
+                known = self._question(session_id, position)
                 vow = RemoteVow(session, ANSWER, position, descriptor_bytes(ANSWER, position))
-                if listening is not None:
-                    vow.listening = listening or key in self._listening
+                if known:
+                    # Not as it was kept: the resolver may have been used, and what it was told have waited in a gate.
+                    vow.listening = key in self._listening
                     tables.questions[position] = vow
             else:
                 slot = tables.imports.get(position)

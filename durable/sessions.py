@@ -46,7 +46,7 @@ from ocapn.captp.tables import Import
 from ocapn.codec.operations import Form
 from ocapn.crypto import SessionKey, public_id
 from ocapn.crypto import session_id as session_id_of
-from ocapn.errors import shown
+from ocapn.errors import OCapNError, shown
 from ocapn.limits import MAX_POSITION
 
 log: Final = logging.getLogger("durable")
@@ -469,6 +469,8 @@ class SessionKeeper:
             oldest, _ = min(aside, key=lambda row: decode(row[1], table="node")[2])
             self._baggage.remove("node", oldest)
         reason = f"{type(error).__name__}: {error}"
+        if not isinstance(error, (DurableError, OCapNError, ValueError)):
+            reason = f"a record has not the shape of its version ({reason})"
         self._baggage.put("node", _ASIDE + session_id, encode([shown(reason), peer, int(time.time())]))
         self._stored.pop(session_id, None)
         self._baggage.remove("session", session_id)

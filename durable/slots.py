@@ -273,10 +273,9 @@ class Slots:
             slot.count = count
             self._objects.restore_held(session, position, held)
 
-    def question(self, session_id: bytes, position: int) -> bool | None:
-        """Whether a resolver of ours is with the peer, of a question that is kept."""
-        listening: bool | None = self._stored[session_id].pages.get("question", position)
-        return listening
+    def question(self, session_id: bytes, position: int) -> bool:
+        """Whether a question is kept."""
+        return self._stored[session_id].pages.get("question", position) is not None
 
     def resolvers(self, session: Session) -> Iterator[tuple[int, Any]]:
         """Those of the peer that are to be told: their positions, and what is kept of them."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Literal, final
 
 import attrs
 import trio
+from attrs.validators import ge, optional
 
+from ocapn.callbacks import caught
 from ocapn.captp.gate import Gate
 from ocapn.errors import shown
 from ocapn.sessions import Session
@@ -20,15 +23,17 @@ log: Final = logging.getLogger("ocapn.session")
 Why = Literal["idle", "life"]
 
 
-_WHY: Final[dict[Why, str]] = {
-    "idle": "nothing was sent for too long",
-    "life": "it is as old as it may become",
-}
+def _over(why: Why) -> str:
+    reason = "nothing was sent for too long" if why == "idle" else "it is as old as it may become"
+    return f"the time of the session is over: {reason}"
 
 
-def above_zero(_: object, field: attrs.Attribute[Any], value: float | None) -> None:
-    if value is not None and not 0 < value < math.inf:
-        raise ValueError(f"{field.name} must be above zero and finite, not {value!r}")
+def above_zero(_: object, field: attrs.Attribute[Any], value: Any) -> None:
+    if not (isinstance(value, (int, float)) and 0 < value <= sys.float_info.max):
+        raise ValueError(f"{field.name} must be above zero and finite, not {value!r:.40}")
+
+
+none_or_above_zero: Final[Any] = optional(above_zero)
 
 
 @final
@@ -47,13 +52,13 @@ class Lease:
     """
 
     #: Since the application, or the peer's, last sent something to the other. Answers do not count, nor does garbage.
-    idle: float | None = attrs.field(default=None, validator=above_zero)
+    idle: float | None = attrs.field(default=None, validator=none_or_above_zero)
     #: Since the session began, or was last renewed.
-    life: float | None = attrs.field(default=None, validator=above_zero)
+    life: float | None = attrs.field(default=None, validator=none_or_above_zero)
     on_reauthorise: Callable[[Session, Why], Awaitable[bool]] | None = None
     within: float = attrs.field(default=60.0, validator=above_zero)
     #: A few calls of a user who waits for a login. More is for who sent them to hold.
-    queue: int = attrs.field(default=32, validator=attrs.validators.ge(0))
+    queue: int = attrs.field(default=32, validator=ge(0))
 
 
 @final
@@ -79,12 +84,14 @@ class Tenure:
 
     def renew(self) -> None:
         """See `Session.renew`."""
-        core = self._core
-        core.renewed = self._gate.used = core.node.now()
-        if self._gate.closed and core.ended is None:
+        self._core.renewed = self._gate.used = self._core.node.now()
+        self._open()
+        self._changed.set()
+
+    def _open(self) -> None:
+        if self._gate.closed and self._core.ended is None:
             self._gate.open()
             self._public.tell_soon()
-        self._changed.set()
 
     @property
     def ends(self) -> tuple[float, Why]:
@@ -94,42 +101,51 @@ class Tenure:
         return (life, "life") if life <= idle else (idle, "idle")
 
     async def run(self) -> None:
-        while self._core.ended is None:
-            ends, why = self.ends
-            if self._core.node.now() >= ends:
-                await self._expire(why)
-                continue
-            self._changed = trio.Event()
-            with trio.move_on_at(ends):
-                await self._any(self.over, self._changed)
-        await self.over.wait()  # what has ended it may not be on disk yet
-
-    async def _expire(self, why: Why) -> None:
-        core, gate, lease = self._core, self._gate, self.lease
-        until = core.node.now() + lease.within
-        gate.closed = True
-        self._public.tell_soon()
-        with trio.move_on_after(lease.within):
-            async with trio.open_nursery() as nursery:
-                if lease.on_reauthorise is not None:
-                    nursery.start_soon(self._ask, why, until, nursery.cancel_scope)
-                while gate.closed and core.ended is None:
-                    self._changed = trio.Event()
+        async with trio.open_nursery() as nursery:  # of callbacks: the time does not wait for one that hangs
+            while self._core.ended is None:
+                ends, why = self.ends
+                if self._core.node.now() >= ends:
+                    await self._expire(why, nursery)
+                    continue
+                self._open()  # there is another lease, by which it is not over
+                self._changed = trio.Event()
+                with trio.move_on_at(ends):
                     await self._any(self.over, self._changed)
-                nursery.cancel_scope.cancel()
-        if gate.closed:
-            core.expire(f"the time of the session is over: {_WHY[why]}")
+            await self.over.wait()  # what has ended it may not be on disk yet
+            nursery.cancel_scope.cancel()
 
-    async def _ask(self, why: Why, until: float, scope: trio.CancelScope) -> None:
-        assert self.lease.on_reauthorise is not None
-        try:
-            renewed = await self.lease.on_reauthorise(self._public, why)
-        except Exception:
-            log.exception("on_reauthorise for the session with %s", shown(self._core.location.uri))
-            renewed = False
-        if renewed and self._core.node.now() < until:  # it may have ignored that its time was over
+    async def _expire(self, why: Why, nursery: trio.Nursery) -> None:
+        """The time is over, until it is renewed, there is another lease, or the session has ended."""
+        core, gate, lease = self._core, self._gate, self.lease
+        gate.close()
+        self._public.tell_soon()
+        asking = trio.CancelScope()
+        if lease.on_reauthorise is not None:
+            nursery.start_soon(self._ask, lease.on_reauthorise, why, asking)
+        with trio.move_on_after(lease.within) as within:
+            while gate.closed and core.ended is None and self.lease is lease:
+                self._changed = trio.Event()
+                await self._any(self.over, self._changed)
+        asking.cancel()
+        if within.cancelled_caught and gate.closed:
+            core.expire(_over(why))
+
+    async def _ask(
+        self, ask: Callable[[Session, Why], Awaitable[bool]], why: Why, asking: trio.CancelScope
+    ) -> None:
+        renewed = False
+        with asking, caught(self._failed):
+            renewed = bool(await ask(self._public, why))
+        if asking.cancel_called:  # it may have ignored that
+            return
+        if renewed:
             self.renew()
-        scope.cancel()
+        else:
+            self._core.expire(_over(why))
+            self._changed.set()
+
+    def _failed(self, error: Exception) -> None:
+        log.error("on_reauthorise for the session with %s", shown(self._core.location.uri), exc_info=error)
 
     @staticmethod
     async def _any(one: trio.Event, other: trio.Event) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Final, final
 
 import trio
 
+from ocapn.callbacks import caught
 from ocapn.captp.delivery import crossing
 from ocapn.captp.node import LATER, Node, Turn
 from ocapn.captp.passing import copy_result
@@ -132,20 +133,23 @@ class Methods:
         self._node.go_on(turn.target)
         current_caller.set(turn.source)  # the context is that of whoever has started this task
         answer = turn.answer
-        try:
-            result = copy_result(await coroutine, self._limits)
-        except Exception as error:
+
+        def failed(error: Exception) -> None:
             if answer is None:
                 self._node.log_lost(error, turn.source)
             else:
                 answer.break_with(crossing(error))
+
+        try:
+            result: object = LATER
+            with caught(failed):
+                result = copy_result(await coroutine, self._limits)
+            if answer is not None and result is not LATER:
+                answer.resolve(result)
         except trio.Cancelled:
             if answer is not None:
                 answer.break_with(RemoteError("the method was cancelled"))
             raise
-        else:
-            if answer is not None:
-                answer.resolve(result)
         finally:
             if turn.source is not None and turn.size >= LARGE:
                 turn.source.kept_bytes -= turn.size

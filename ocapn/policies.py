@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any, final
 
 import attrs
+from attrs.validators import ge, le, optional
 
-from ocapn.leases import Lease, above_zero
+from ocapn.leases import Lease, above_zero, none_or_above_zero
 
 
-def _at_least_one(_: object, field: attrs.Attribute[Any], value: float | None) -> None:
-    if value is not None and not 1 <= value < math.inf:
-        raise ValueError(f"{field.name} must be at least 1 and finite, not {value!r}")
+def _at_least_one(_: object, field: attrs.Attribute[Any], value: Any) -> None:
+    if not 1 <= value <= sys.float_info.max:
+        raise ValueError(f"{field.name} must be at least 1 and finite, not {value!r:.40}")
 
 
 @final
@@ -31,11 +33,11 @@ class Reconnect:
     #: As long as somebody waits who has just got the network back.
     cap: float = attrs.field(default=30.0, validator=above_zero)
     #: In a row, until it is given up; None: never. A peer may be away for a weekend.
-    attempts: int | None = attrs.field(default=None, validator=_at_least_one)
+    attempts: int | None = attrs.field(default=None, validator=optional(_at_least_one))
     #: From 0 to 1. With half, a thousand peers that lost the same one do not come back all at once.
-    jitter: float = attrs.field(default=0.5, validator=[attrs.validators.ge(0.0), attrs.validators.le(1.0)])
+    jitter: float = attrs.field(default=0.5, validator=[ge(0.0), le(1.0)])
     #: A peer that was not heard for so long, though it was asked to answer halfway, is gone. None: it is not asked.
-    keepalive: float | None = attrs.field(default=45.0, validator=above_zero)
+    keepalive: float | None = attrs.field(default=45.0, validator=none_or_above_zero)
     #: Also for sessions that the peer begins. None: that of `open_peer`.
     lease: Lease | None = None
 

@@ -12,6 +12,7 @@ from typing import Final, Literal, Protocol, cast, final
 import attrs
 import trio
 
+from ocapn.callbacks import caught
 from ocapn.captp.session import Session as CoreSession
 from ocapn.errors import NotAuthenticated, OCapNError, SessionEnded, fresh
 from ocapn.limits import StorageLimits
@@ -90,18 +91,18 @@ class Keeping:
         sweep = getattr(self.backend, "sweep", None)
         if sweep is None:
             return
-        try:
+        with caught(self._sweep_failed):
             if not self.blocks:
                 sweep()
                 return
             with trio.move_on_after(self.limits.answer):
                 await sweep()
-        except OCapNError as error:
-            log.warning("expired entries are not removed: %s", error)
-        except Exception as error:
-            log.warning(
-                "expired entries are not removed: the storage has failed with %s", type(error).__name__
-            )
+
+    def _sweep_failed(self, error: Exception) -> None:
+        what = (
+            error if isinstance(error, OCapNError) else f"the storage has failed with {type(error).__name__}"
+        )
+        log.warning("expired entries are not removed: %s", what)
 
 
 @final
@@ -182,14 +183,13 @@ class Session:
 
     async def renewed(self) -> None:
         """Returns when the time of the session is not over. Raises SessionEnded."""
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await trio.lowlevel.checkpoint()
         async with self.events() as events:
             while self.status == "expired":
-                async for event in events:
-                    if event.status != "expired":
-                        break
-                else:
-                    break
+                try:
+                    await events.receive()
+                except trio.EndOfChannel:
+                    raise SessionEnded("this peer is closing") from None
         if self._core.ended is not None:
             raise fresh(self._core.ended)
 

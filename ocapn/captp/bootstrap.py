@@ -20,6 +20,12 @@ BREAK: Final = Symbol("break")
 KEEPALIVE: Final = b"ocapn-keepalive"
 
 
+def is_no_application_s(args: list[object]) -> bool:
+    """Of a message to a bootstrap object, whether no application has sent it: a keepalive, or a gift that waits for
+    another peer."""
+    return args[1:2] == [KEEPALIVE] or args[:1] == [DEPOSIT_GIFT]
+
+
 @final
 class Bootstrap(CoreTarget):
     """The object at position 0 on our side of one session (CapTP specification, The bootstrap Object)."""

@@ -259,7 +259,10 @@ class Selection(Sent):
         if answer is None:
             return
         try:
-            answer.resolve(vow.session.select(vow.recipient, self.kind, self.key).handle())
+            session = vow.session
+            # What its peer asks of itself, through here, is nothing that this side asks of it.
+            ask = session.ask_part if self.source is session else session.select
+            answer.resolve(ask(vow.recipient, self.kind, self.key).handle())
         except OCapNError as error:
             failure = held_back(error, self, vow)
             if failure is not None:
@@ -461,17 +464,21 @@ class Vow:
 
 
 class HeldVow(Vow):
-    """The answer to a message that waits in a gate: what is sent to it waits there too, while that is closed."""
+    """The answer to a message that waits in a gate: what is sent to it waits there too, until that opens.
 
-    __slots__ = ("gate",)
+    If it closes again, nothing waits there for this any more: the message may have gone to an object that is here.
+    """
+
+    __slots__ = ("closure", "gate")
 
     def __init__(self, node: Node, gate: Gate) -> None:
         super().__init__(node)
         self.gate = gate
+        self.closure = gate.closure
 
     def passes(self) -> None:
         """Raises Held."""
-        if self.state == PENDING and self.gate.closed:
+        if self.state == PENDING and self.closure is self.gate.closure:
             raise Held(self.gate)
 
 

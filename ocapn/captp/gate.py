@@ -29,19 +29,28 @@ class Held(OCapNError):
 class Gate:
     """`room` messages may wait. `now` is the node's clock."""
 
-    __slots__ = ("_now", "_waiting", "closed", "room", "used")
+    __slots__ = ("_now", "_waiting", "closure", "room", "used")
 
     def __init__(self, room: int, now: Callable[[], float]) -> None:
         self.room = room
         self._now = now
         #: What was sent, and to which promise; the handle keeps that in use. Without a message: what the peer has told.
         self._waiting: deque[tuple[Sent | None, Vow, PromiseHandle, object]] = deque()
-        self.closed = False
+        #: Of the time that it is closed, another each time; None while it is open.
+        self.closure: object | None = None
         #: When the application, or the peer's, last sent something to the other.
         self.used = now()
 
     def __len__(self) -> int:
         return sum(1 for item, *_ in self._waiting if item is not None)
+
+    @property
+    def closed(self) -> bool:
+        return self.closure is not None
+
+    def close(self) -> None:
+        if self.closure is None:
+            self.closure = object()
 
     def passes(self) -> None:
         """The application sends something. Raises Held."""
@@ -71,8 +80,7 @@ class Gate:
 
     def open(self) -> None:
         """The session goes on: what waits is sent."""
-        self.closed = False
-        self.used = self._now()
+        self.closure = None
         while self._waiting and not self.closed:
             item, vow, _, value = self._waiting.popleft()
             if item is not None:
@@ -82,6 +90,7 @@ class Gate:
 
     def drop(self, error: BaseException) -> None:
         """The session does not go on: what waits breaks."""
+        self.closure = None
         waiting, self._waiting = self._waiting, deque()
         for item, vow, _, _ in waiting:
             if item is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, final
 
-from ocapn.captp.bootstrap import KEEPALIVE, Bootstrap, ResolverTarget, resolve
+from ocapn.captp.bootstrap import Bootstrap, ResolverTarget, is_no_application_s, resolve
 from ocapn.captp.delivery import (
     PENDING,
     LocalTarget,
@@ -82,8 +82,13 @@ class Receiver:
                     f"a message to export {position}, which was never exported or is freed"
                 )
             target = slot.value
-        if session.gate is not None and type(target) is not RemoteVow and args[1:2] != [KEEPALIVE]:
-            session.gate.used = session.node.now()
+        gate = session.gate
+        if (
+            gate is not None
+            and type(target) is not RemoteVow
+            and not (target is self.bootstrap and is_no_application_s(args))
+        ):
+            gate.used = session.node.now()
         if operation.references:
             bootstrap = target is self.bootstrap
             self._incoming(args, bootstrap)

@@ -324,6 +324,10 @@ class Session:
         """Asks for a part of what a promise of the peer becomes. Raises as `deliver`."""
         if self.gate is not None:
             self.gate.passes()
+        return self.ask_part(recipient, kind, key)
+
+    def ask_part(self, recipient: bytes, kind: int, key: str | int) -> RemoteVow:
+        """As `select`, for what the application has not asked."""
         self.may_send(False)
         tables = self.tables
         if self._answers_held >= self.node.limits.answers:

@@ -25,8 +25,6 @@ from tests.crash.script import Found
 from tests.crash.stacks import SIDES, TURNS, go_on
 from tests.crash.wire import Shown
 
-__all__ = ["place"]
-
 
 @pytest.fixture(autouse=True)
 def invariants() -> None:

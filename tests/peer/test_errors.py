@@ -294,6 +294,30 @@ async def test_closing_breaks_first_what_is_owed_then_cancels_what_runs() -> Non
 
 
 @trio_test
+async def test_a_method_whose_nursery_fails_as_it_is_cancelled_ends_only_itself() -> None:
+    """The group that it raises has a cancellation in it, and is no Exception."""
+
+    class Unclean(Target):
+        @method
+        async def run(self) -> None:
+            async def child() -> None:
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    raise ZeroDivisionError("on the way out")
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(child)
+                await trio.sleep_forever()
+
+    async with open_peer([MemoryNetlayer(MemoryNetwork(), "a")]):
+        answer = E(Unclean()).run()
+        await settle()
+    with pytest.raises(RemoteError):
+        await answer
+
+
+@trio_test
 async def test_closing_breaks_what_tasks_outside_wait_for() -> None:
     """What another task waits for by this peer breaks too, and does not wait for ever."""
     network = MemoryNetwork()

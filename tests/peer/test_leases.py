@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -18,13 +20,18 @@ from ocapn import (
     MemoryNetlayer,
     MemoryNetwork,
     NotPassable,
+    Peer,
+    Promise,
     Reconnect,
     Session,
     SessionEnded,
     SessionExpired,
+    SturdyRef,
+    Target,
     field,
     is_settled,
     make_promise,
+    method,
     open_peer,
     send_only,
     untag,
@@ -278,7 +285,11 @@ async def test_a_gift_is_no_use_of_the_session_with_the_peer_that_exports_it() -
     """Nobody has sent that peer anything: it is only told for whom it is to keep the gift."""
     network = MemoryNetwork()
     lease = Lease(idle=10.0, within=1000.0)
-    async with peer(network, "b") as b, peer(network, "c") as c, peer(network, "a", lease=lease) as a:
+    async with (
+        peer(network, "b", lease=lease) as b,
+        peer(network, "c") as c,
+        peer(network, "a", lease=lease) as a,
+    ):
         there = await far(b, a, Echo())
         box = Box()
         taker = await far(c, a, box)
@@ -288,6 +299,7 @@ async def test_a_gift_is_no_use_of_the_session_with_the_peer_that_exports_it() -
         assert status(between(a, b)) == "live"
         await trio.sleep(2.0)
         assert [status(between(a, one)) for one in (b, c)] == ["expired", "live"]
+        assert status(between(b, a)) == "expired"
 
 
 @trio_test
@@ -687,3 +699,190 @@ async def test_a_peer_that_fulfils_again_and_again_fills_nothing() -> None:
         assert len(gate._waiting) == 2
         between(a, b).renew()
         assert await promise == 0
+
+
+class Slow(Target):
+    """Gives its recorder once it may."""
+
+    def __init__(self) -> None:
+        self.go = trio.Event()
+        self.recorder = Recorder()
+
+    @method
+    async def give(self) -> Recorder:
+        await self.go.wait()
+        return self.recorder
+
+
+@asynccontextmanager
+async def passed_through() -> AsyncIterator[tuple[Slow, Promise, Session]]:
+    """What an object gives that is at the sender, to which a message went through the gate; the promise is pending."""
+    network = MemoryNetwork()
+    async with peer(network, "b") as b, peer(network, "a", lease=Lease(life=10.0, within=50.0)) as a:
+        gate, slow = Gate(), Slow()
+        ref = await far(b, a, gate)
+        session = between(a, b)
+        await trio.sleep(9.5)
+        promise = E(ref).wait(slow)
+        await trio.sleep(1.0)
+        given = E(promise).give()
+        gate.opened.set()
+        await settle()
+        assert (status(session), session.waiting) == ("expired", 1)
+        session.renew()
+        await settle()
+        assert (status(session), is_settled(given)) == ("live", False)
+        yield slow, given, session
+
+
+@trio_test
+async def test_what_has_left_the_gate_is_not_waited_for_there_again() -> None:
+    """Its answer is of an object that is here: else what is sent to it would be overtaken, and break with a no."""
+    async with passed_through() as (slow, given, session):
+        send_only(given).note("x")
+        await trio.sleep(10.5)
+        assert status(session) == "expired"
+        send_only(given).note("y")
+        assert session.waiting == 0
+        slow.go.set()
+        await given
+        send_only(given).note("z")
+        await settle()
+        assert slow.recorder.seen == ["x", "y", "z"]
+
+
+@trio_test
+async def test_a_gate_whose_session_has_ended_holds_nothing() -> None:
+    async with passed_through() as (slow, given, session):
+        await trio.sleep(100.0)
+        assert session.ended is not None
+        answer = E(given).note("y")
+        slow.go.set()
+        await answer
+        assert slow.recorder.seen == ["y"]
+
+
+@trio_test
+async def test_enlivening_while_a_session_is_expired_ends_with_the_peer() -> None:
+    """With a baggage the session itself does not end: it goes on when the peer is opened again."""
+    network = MemoryNetwork()
+    errors: list[Exception] = []
+
+    async def enliven(a: Peer, sturdyref: SturdyRef) -> None:
+        try:
+            await a.enliven(sturdyref)
+        except SessionEnded as error:
+            errors.append(error)
+
+    baggage = durable.Baggage(durable.MemoryStore())
+    lease = Lease(life=10.0, within=500.0)
+    async with peer(network, "b") as b, trio.open_nursery() as outer:
+        sturdyref = b.export(Echo())
+        async with peer(network, "a", baggage=baggage, lease=lease) as a:
+            await a.enliven(sturdyref)
+            await agreed(a, b)
+            await trio.sleep(11.0)
+            assert status(between(a, b)) == "expired"
+            outer.start_soon(enliven, a, sturdyref)
+            await trio.sleep(1.0)
+    assert [str(error) for error in errors] == ["this peer is closing"]
+
+
+async def promised(session: Session, why: str) -> Any:
+    return make_promise()[0]  # as if an `await` were missing
+
+
+async def fails_on_its_way_out(session: Session, why: str) -> Any:
+    async def window() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ZeroDivisionError("the window does not close")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(window)
+
+
+@pytest.mark.parametrize("ask", [promised, fails_on_its_way_out])
+def test_a_callback_that_goes_wrong_is_a_no(ask: Any, caplog: pytest.LogCaptureFixture) -> None:
+    @trio_test
+    async def check() -> None:
+        network = MemoryNetwork()
+        lease = Lease(life=10.0, within=5.0, on_reauthorise=ask)
+        async with peer(network, "b") as b, peer(network, "a", lease=lease) as a:
+            ref = await far(b, a, Echo())
+            await trio.sleep(11.0)
+            with pytest.raises(SessionExpired):
+                await E(ref).echo(1)
+
+    check()
+    assert "on_reauthorise for the session with ocapn://b.memory" in caplog.text
+
+
+@pytest.mark.parametrize("renewed", [False, True])
+def test_a_callback_that_cannot_be_cancelled_holds_up_no_time(renewed: bool) -> None:
+    async def ask(session: Session, why: str) -> bool:
+        with trio.CancelScope(shield=True):  # a thread, say
+            await trio.sleep(5000.0)
+        return True
+
+    @trio_test
+    async def check() -> None:
+        network = MemoryNetwork()
+        lease = Lease(life=10.0, within=5.0, on_reauthorise=ask)
+        async with peer(network, "b") as b, peer(network, "a", lease=lease) as a:
+            ref = await far(b, a, Echo())
+            session = between(a, b)
+            begun = session._core.renewed
+            await trio.sleep_until(begun + 11.0)
+            answer = E(ref).echo(1)
+            if renewed:
+                session.renew()
+                assert await answer == 1
+                begun += 11.0
+                await trio.sleep_until(begun + 11.0)
+                answer = E(ref).echo(2)
+            with pytest.raises(SessionExpired):
+                await answer
+            assert trio.current_time() == begun + 15.0
+
+    check()
+
+
+@pytest.mark.parametrize("life", [1000.0, 1.0])
+def test_a_lease_that_is_given_while_a_session_is_expired_counts(life: float) -> None:
+    @trio_test
+    async def check() -> None:
+        desk = Desk()
+        network = MemoryNetwork()
+        async with peer(network, "b") as b, peer(network, "a", lease=Lease(life=10.0, within=50.0)) as a:
+            ref = await far(b, a, Echo())
+            await trio.sleep(11.0)
+            answer = E(ref).echo(1)
+            connection = await a.connect(B, Reconnect(lease=Lease(life=life, on_reauthorise=desk)))
+            await settle()
+            assert (len(desk.asked), is_settled(answer)) == ((0, True) if life > 11 else (1, False))
+            desk.says(True)
+            assert await answer == 1
+            assert status(connection) == "connected"
+
+    check()
+
+
+@trio_test
+async def test_what_a_peer_asks_of_its_own_promise_through_here_does_not_wait() -> None:
+    network = MemoryNetwork()
+    async with peer(network, "b") as b, peer(network, "a", lease=Lease(life=10.0, within=1000.0)) as a:
+        gate = Gate()
+        its = E(await far(b, a, gate)).wait({"x": 1})
+        here, resolver = make_promise()
+        taken = await far(a, b, Box({"later": here}))
+        parts = [field(field(E(taken).get(), "later"), "x") for _ in range(40)]
+        await trio.sleep(11.0)
+        session = between(a, b)
+        assert status(session) == "expired"
+        resolver.fulfill(its)
+        await settle()
+        assert session.waiting == 0
+        gate.opened.set()
+        assert await parts[0] == 1

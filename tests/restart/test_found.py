@@ -14,6 +14,7 @@ import trio
 import durable
 import ocapn
 from ocapn import E, send_only
+from tests.peer.support import Box, Gate, between, far
 from tests.restart.support import (
     Ledger,
     Process,
@@ -25,6 +26,7 @@ from tests.restart.support import (
     related,
     relay,
     two,
+    watch,
     world,
 )
 from tests.restart.test_waiting import chain
@@ -352,3 +354,37 @@ async def test_a_promise_that_was_released_when_the_process_died_is_not_asked_fo
         await trio.sleep(60)
         assert {one.location.designator for one in a.peer.sessions} == {"b", "c"}
         del at_c, giver
+
+
+@trio_test
+async def test_what_a_peer_has_told_is_told_on_though_it_waited_in_a_gate_when_the_process_died() -> None:
+    """The resolver was used and returned before: the next process has to ask again."""
+    async with world(check=False) as place:
+        a, b, c = [await place.process(name).start() for name in "abc"]
+        gate = Gate()
+        promise = E(await far(b.peer, a.peer, gate)).wait("value")
+        a.baggage.provide("relay", Relay)
+        watch(a, promise)
+        box = await far(a.peer, c.peer, Box({"promise": promise}))
+        await agreed(a, b, c)
+        told: list[object] = []
+
+        async def listen() -> None:
+            told.append(await theirs)
+
+        with inside(c):
+            theirs = ocapn.field(E(box).get(), "promise")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listen)
+            await trio.sleep(1.0)
+            a.peer.limit(between(a.peer, b.peer), ocapn.Lease(life=20.0, within=1000.0))
+            await trio.sleep(25.0)
+            with inside(a):
+                answer = E(promise).note(1)
+            gate.opened.set()
+            await trio.sleep(1.0)
+            assert (told, relay(a).told) == ([], ())
+            await a.again()
+            await trio.sleep(300.0)
+            assert (told, relay(a).told) == (["value"], ("value",))
+            del answer

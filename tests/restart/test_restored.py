@@ -293,7 +293,7 @@ UNUSABLE: dict[str, tuple[Callable[[durable.MemoryStore], None], str]] = {
     "huge times": (huge_times, "a count, a position or a time is none"),
     "odd terms": (odd_terms, "a count, a position or a time is none"),
     "odd hints": (odd_hints, "AttributeError: 'list' object has no attribute"),
-    "an odd export": (odd_export, "TypeError: cannot unpack"),
+    "an odd export": (odd_export, "a record has not the shape of its version (TypeError: cannot unpack"),
     "wrong key": (
         lambda store: session_row(store, lambda row: [bytes(32), *row[1:]]),
         "its keys are those of another session",
@@ -310,10 +310,13 @@ UNUSABLE: dict[str, tuple[Callable[[durable.MemoryStore], None], str]] = {
         lambda store: session_row(store, lambda row: [*row[:2], ["memory", "", False], *row[3:]]),
         "BadLocator: a designator may not be empty",
     ),
-    "no record": (lambda store: session_row(store, lambda row: 5), "TypeError: cannot unpack"),
+    "no record": (
+        lambda store: session_row(store, lambda row: 5),
+        "shape of its version (TypeError: cannot unpack",
+    ),
     "no cbor": (not_cbor, "malformed value"),
     "no counts": (no_counts, "the counts of a session are missing"),
-    "odd counts": (odd_counts, "IndexError: list index out of range"),
+    "odd counts": (odd_counts, "shape of its version (IndexError: list index out of range)"),
     "fewer frames": (fewer_frames, "frames that the peer has not acknowledged are missing"),
     "a torn frame": (torn_frames, "not a row of frames"),
 }
