@@ -381,7 +381,7 @@ class SessionKeeper:
 
     # After a restart
 
-    def designator(self, transport: str, drawn: str) -> str:
+    def identity(self, transport: str, drawn: str) -> str:
         key = b"designator/" + transport.encode()
         row = self._baggage.read("node", key)
         if row is not None:

@@ -7,6 +7,7 @@ from ocapn.calls import current_async_storage, current_session, current_storage
 from ocapn.captp.node import Introduction
 from ocapn.captp.port import SetAside
 from ocapn.control import control_socket
+from ocapn.crypto import Identity
 from ocapn.errors import (
     Aborted,
     Backpressure,
@@ -37,7 +38,9 @@ from ocapn.leases import Lease
 from ocapn.limits import Limits, StorageLimits
 from ocapn.model.locators import PeerLocator, SturdyRef, parse_uri
 from ocapn.model.values import Null, NullType, Symbol, Tagged, equal
+from ocapn.netlayers.identity import identity_file
 from ocapn.netlayers.memory import MemoryNetlayer, MemoryNetwork
+from ocapn.netlayers.noise import NoiseNetlayer
 from ocapn.netlayers.tcp_testing import TcpTestingNetlayer
 from ocapn.netlayers.unix import UnixNetlayer
 from ocapn.opening import open_peer
@@ -79,12 +82,14 @@ __all__ = [
     "Difference",
     "Disconnected",
     "E",
+    "Identity",
     "Introduction",
     "Lease",
     "Limits",
     "MemoryNetlayer",
     "MemoryNetwork",
     "MemoryStorage",
+    "NoiseNetlayer",
     "NotAuthenticated",
     "NotPassable",
     "Null",
@@ -134,6 +139,7 @@ __all__ = [
     "current_storage",
     "equal",
     "field",
+    "identity_file",
     "index",
     "is_settled",
     "make_promise",

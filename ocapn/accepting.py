@@ -37,8 +37,7 @@ class Acceptor:
         node = self._peer.node
         for netlayer in self._netlayers:
             if node.keeper is not None:
-                designator = netlayer.location.designator
-                netlayer.be_again(node.keeper.designator(netlayer.transport, designator))
+                netlayer.be_again(node.keeper.identity(netlayer.transport, netlayer.identity))
             listener = await netlayer.listen(self._peer.limits)
             if listener is not None:
                 self._listeners.append((netlayer, listener))
@@ -78,16 +77,8 @@ class Acceptor:
             await channel.aclose()
             return
         self.unauthenticated[source] = count + 1
-        handshake = Handshake(
-            self._peer.node,
-            netlayer.location,
-            dialled=None,
-            authenticated=channel.authenticated,
-            form=self._form,
-            resumable=channel.binding is not None,
-        )
         try:
-            await connection.shake_hands(handshake)
+            await self._begun(connection, netlayer)
         except OCapNError as error:
             log.info("%s: no session: %s", source, shown(error))
             return
@@ -99,3 +90,17 @@ class Acceptor:
             else:
                 del self.unauthenticated[source]
         await connection.run()
+
+    async def _begun(self, connection: Connection, netlayer: Netlayer) -> None:
+        """From a connection that came in to a session. Raises OCapNError, the connection then being closed."""
+        deadline = trio.current_time() + self._peer.limits.handshake
+        channel = await connection.begin(deadline)
+        handshake = Handshake(
+            self._peer.node,
+            netlayer.location,
+            dialled=None,
+            authenticated=channel.authenticated,
+            form=self._form,
+            resumable=channel.binding is not None,
+        )
+        await connection.shake_hands(handshake, deadline)

@@ -6,6 +6,7 @@ A durable session may have several connections, one after the other.
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING, Final, Protocol, final
 
 import trio
@@ -130,18 +131,29 @@ class Connection:
 
     # The handshake
 
-    async def shake_hands(self, handshake: Handshake) -> CoreSession:
+    async def begin(self, deadline: float) -> Channel:
+        """The channel, once the transport has said what it has to. Raises Disconnected, the connection being closed."""
+        try:
+            with trio.move_on_at(deadline):
+                await self.channel.begin()
+                return self.channel
+            raise ChannelBroken(f"no handshake of the netlayer within {self.peer.limits.handshake:g} s")
+        except (ChannelBroken, RemoteProtocolError) as error:
+            await self._close([])
+            raise Disconnected(str(error)) from None
+        except BaseException:
+            await self._close([])
+            raise
+
+    async def shake_hands(self, handshake: Handshake, deadline: float = math.inf) -> CoreSession:
         """From a connection to a session. Raises OCapNError, the connection then being closed.
 
-        A dial is timed as a whole by who dials; a connection that came in has `limits.handshake` from here.
+        A dial is timed as a whole by who dials.
         """
         try:
-            if handshake.dialled is not None:
+            with trio.move_on_at(deadline):
                 return await self._exchange(handshake)
-            limit = self.peer.limits.handshake
-            with trio.move_on_after(limit):
-                return await self._exchange(handshake)
-            raise Refused(f"no op:start-session within {limit:g} s")
+            raise Refused(f"no op:start-session within {self.peer.limits.handshake:g} s")
         except RemoteProtocolError as error:
             handshake.refuse(str(error))
             self._lost(str(error))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import binascii
+from base64 import b32decode, b32encode
 from hashlib import sha256
 from typing import Final, final
 
@@ -10,6 +12,7 @@ from nacl.signing import SigningKey, VerifyKey
 
 from ocapn.codec.operations import Envelope, Give, Receive, public_key_value, signature_value
 from ocapn.codec.syrup import Encoder, encode
+from ocapn.errors import BadLocator
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
 
@@ -38,6 +41,56 @@ class SessionKey:
 
     def __repr__(self) -> str:
         return f"SessionKey({self.public_id.hex()[:8]}…)"
+
+
+#: Bytes of a key, private or public.
+KEY: Final = 32
+#: Characters of a designator that is a key.
+_DESIGNATOR: Final = 52
+
+
+@final
+class Identity:
+    """The key of a peer, from 32 secret bytes. Whoever has those is that peer."""
+
+    __slots__ = ("_key", "designator", "public_key")
+
+    def __init__(self, seed: bytes) -> None:
+        if len(seed) != KEY:
+            raise ValueError(f"the seed of an identity has {KEY} bytes")
+        self._key = SigningKey(seed)
+        self.public_key = bytes(self._key.verify_key)
+        self.designator = designator_of(self.public_key)
+
+    @property
+    def seed(self) -> bytes:
+        """The secret: for a baggage alone."""
+        return self._key.encode()
+
+    def sign(self, message: bytes) -> bytes:
+        """The signature, 64 bytes. Of what another peer has chosen nothing is ever signed as it is."""
+        return self._key.sign(message).signature
+
+    def __repr__(self) -> str:
+        return f"<Identity {self.designator}>"
+
+
+def designator_of(public_key: bytes) -> str:
+    """Base32 in lower case, without padding: 52 characters."""
+    return b32encode(public_key).decode().rstrip("=").lower()
+
+
+def public_key_of(designator: str) -> bytes:
+    """The key that a designator writes. Raises BadLocator."""
+    if len(designator) == _DESIGNATOR and designator.isascii():
+        try:
+            key = b32decode(designator.upper() + "====")
+        except binascii.Error:
+            pass
+        else:
+            if designator_of(key) == designator:
+                return key
+    raise BadLocator(f"the designator is no Ed25519 key: {_DESIGNATOR} letters a to z and digits 2 to 7")
 
 
 def verify(public_key: bytes, message: bytes, signature: bytes) -> bool:

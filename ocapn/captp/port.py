@@ -43,8 +43,8 @@ class Keeper(Protocol):
     def failed(self) -> Exception | None:
         """Why nothing can be kept any more, once that is so."""
 
-    def designator(self, transport: str, drawn: str) -> str:
-        """The designator of this peer over a transport: `drawn` the first time, and that for ever."""
+    def identity(self, transport: str, drawn: str) -> str:
+        """What makes this peer the same over a transport: `drawn` the first time, and that for ever. May be secret."""
 
     def storage(self) -> StorageBackend:
         """Keeps what callers keep, in the transactions of their turns. Called once, before `restore`."""

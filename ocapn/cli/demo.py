@@ -9,10 +9,9 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import secrets
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final, final
@@ -131,19 +130,11 @@ class Bell(ocapn.Target):
 _SERVED: Final = {"bob": Bob, "carol": Carol}
 
 
-def _netlayer(name: str) -> Netlayer:
-    return ocapn.TcpTestingNetlayer(designator=f"{name}-{secrets.token_hex(4)}")
-
-
 def _sessions(peer: ocapn.Peer) -> dict[str, dict[str, int]]:
-    """The statistics of the peer's sessions by the name of the other side, and a check of their invariants."""
+    """The statistics of the peer's sessions by the designator of the other side, and a check of their invariants."""
     gc.collect()
     peer.check()
-    return {_name_in(session.location): session.stats() for session in peer.sessions}
-
-
-def _name_in(locator: ocapn.PeerLocator) -> str:
-    return locator.designator.partition("-")[0].capitalize()
+    return {session.location.designator: session.stats() for session in peer.sessions}
 
 
 # Bob and Carol
@@ -151,7 +142,7 @@ def _name_in(locator: ocapn.PeerLocator) -> str:
 
 async def _child(name: str) -> bool:
     """Serves until standard input ends. Each line that comes in is answered with the statistics."""
-    async with trio.lowlevel.FdStream(os.dup(0)) as stdin, ocapn.open_peer([_netlayer(name)]) as peer:
+    async with trio.lowlevel.FdStream(os.dup(0)) as stdin, ocapn.open_peer([ocapn.NoiseNetlayer()]) as peer:
         answer(peer.export(_SERVED[name]()).uri)
         async for data in stdin:
             for _ in range(data.count(b"\n")):
@@ -169,7 +160,7 @@ async def _alice(slow: float, trace: bool) -> bool:
     with trio.CancelScope() as scope:
         tell = Teller(slow, scope)
         tell.say(
-            "Object capabilities in three processes, over TCP on the loopback interface of this machine."
+            "Object capabilities in three processes, over encrypted TCP on the loopback interface of this machine."
         )
         await tell.step("Three processes, two sturdyrefs")
         async with (
@@ -183,18 +174,25 @@ async def _alice(slow: float, trace: bool) -> bool:
             bob_uri, carol_uri = await bob.line(), await carol.line()
             tell.say(f"     Bob    {bob_uri}\n     Carol  {carol_uri}")
             tell.say(
-                "   These are sturdyrefs. After /s/ comes a secret, which is not shown here: who knows it may\n"
-                "   use the object, and nobody else can. There are no users, no passwords, no lists of rights."
+                "   These are sturdyrefs. First comes the key of the process, which it proves to have whenever one\n"
+                "   connects to it; after /s/ comes a secret, which is not shown here: who knows it may use the\n"
+                "   object, and nobody else can. There are no users, no passwords, no lists of rights."
             )
-            netlayers = [_netlayer("alice")]
+            netlayers: list[Netlayer] = [ocapn.NoiseNetlayer()]
             async with ocapn.open_peer(traced(netlayers) if trace else netlayers) as peer:
-                before = await _visit(tell, peer, bob_uri, carol_uri, [bob, carol])
+                names = {
+                    peer.locator().designator: "Alice",
+                    ocapn.SturdyRef.parse(bob_uri).peer.designator: "Bob",
+                    ocapn.SturdyRef.parse(carol_uri).peer.designator: "Carol",
+                }
+                all_three = _Processes(peer, [bob, carol], names)
+                before = await _visit(tell, all_three, bob_uri, carol_uri)
                 await tell.step("Drop everything, and all of it is collected")
                 tell.say(
                     "   Alice's function has returned: she holds none of the references any more. Here is what"
                 )
                 tell.say("   each process keeps for each session, by session.stats(): then -> now")
-                _show(tell, before, await _collected(peer, [bob, carol]))
+                _show(tell, before, await all_three.collected())
                 tell.say(
                     "   Without Alice, nobody needed Bob's guest book; without the book, nobody her bell."
                 )
@@ -207,19 +205,20 @@ async def _alice(slow: float, trace: bool) -> bool:
     raise Failure(ExitCode.FAILED, f"step {tell.number} of the demo took over {stage.PATIENCE:g} s")
 
 
-async def _visit(
-    tell: Teller, peer: ocapn.Peer, bob_uri: str, carol_uri: str, children: Sequence[Child]
-) -> _Held:
+async def _visit(tell: Teller, processes: _Processes, bob_uri: str, carol_uri: str) -> _Held:
     """All that Alice does. What she holds, she holds in here."""
+    peer = processes.peer
     await tell.step("Enliven: from a sturdyref to a live reference")
     bob = await peer.enliven(bob_uri)
-    tell.code("bob = await peer.enliven(sturdyref)", f"-> {readable(bob).partition('?')[0]}>")
-    tell.say("   Alice has connected to Bob, shown the secret, and got a reference.")
+    key = ocapn.SturdyRef.parse(bob_uri).peer.designator
+    shown = readable(bob).partition("?")[0].replace(key, f"{key[:8]}…")
+    tell.code("bob = await peer.enliven(sturdyref)", f"-> {shown}>")
+    tell.say("   Alice has connected to Bob, who has the key, shown the secret, and got a reference.")
 
     await tell.step("Call: the same E(x) for objects here and elsewhere")
     greeting = await E(bob).greet("Alice")
     tell.code('await E(bob).greet("Alice")', f"-> {readable(greeting)}")
-    expect("Bob's greeting", greeting, f"Hello Alice, this is Bob, process {children[0].pid}.")
+    expect("Bob's greeting", greeting, f"Hello Alice, this is Bob, process {processes.children[0].pid}.")
 
     await tell.step("Pipeline: send to what does not exist yet")
     (session,) = peer.sessions
@@ -254,7 +253,7 @@ async def _visit(
 
     await tell.step("Hand over: Alice gives Carol her reference to Bob's guest book")
     carol = await peer.enliven(carol_uri)
-    knew = list(await children[1].sessions())
+    knew = await processes.known_to(1)
     expect("whom Carol knows at first", knew, ["Alice"])
     found = await E(carol).visit(book)
     tell.code("await E(carol).visit(book)", f"-> {readable(found)}")
@@ -262,38 +261,55 @@ async def _visit(
     rung = await bell.rung.receive()
     expect("what the bell heard", rung, "Carol")
     tell.code("", f"and Alice's bell rings: {readable(rung)}")
-    knows = list(await children[1].sessions())
+    knows = await processes.known_to(1)
     expect("whom Carol knows now", sorted(knows), ["Alice", "Bob"])
     tell.say(
         f"   Carol had a session with {' and '.join(knew)}; now she has sessions with {' and '.join(knows)}. She has\n"
         "   been introduced: she signed at Bob's directly, and Alice need not be there for it."
     )
-    return await _held(peer, children)
+    return await processes.held()
 
 
 #: What the processes hold: by process, by the other side of the session, the statistics.
 _Held = dict[str, dict[str, dict[str, int]]]
 
 
-async def _held(peer: ocapn.Peer, children: Sequence[Child]) -> _Held:
-    held = {"Alice": _sessions(peer)}
-    for child in children:
-        held[child.name] = await child.sessions()
-    return held
+@final
+class _Processes:
+    """Alice's peer, the processes of Bob and Carol, and the names of all three by their designators."""
 
+    def __init__(self, peer: ocapn.Peer, children: Sequence[Child], names: Mapping[str, str]) -> None:
+        self.peer = peer
+        self.children = children
+        self._names = names
 
-async def _collected(peer: ocapn.Peer, children: Sequence[Child]) -> _Held:
-    """What the processes hold when nothing is held any more. Raises Failure if something stays."""
-    deadline = trio.current_time() + _COLLECTING
-    while True:
-        held = await _held(peer, children)
-        left = _left(held)
-        if not left:
-            return held
-        if trio.current_time() > deadline:
-            what = f"not everything was collected: {'; '.join(left)}; please report this as a bug of ocapn"
-            raise Failure(ExitCode.FAILED, what)
-        await trio.sleep(0.02)  # garbage is told of in batches, a little later
+    async def known_to(self, child: int) -> list[str]:
+        """Whom a child has sessions with."""
+        return [self._names[designator] for designator in await self.children[child].sessions()]
+
+    async def held(self) -> _Held:
+        held = {"Alice": _sessions(self.peer)}
+        for child in self.children:
+            held[child.name] = await child.sessions()
+        return {
+            name: {self._names[designator]: stats for designator, stats in sessions.items()}
+            for name, sessions in held.items()
+        }
+
+    async def collected(self) -> _Held:
+        """What the processes hold when nothing is held any more. Raises Failure if something stays."""
+        deadline = trio.current_time() + _COLLECTING
+        while True:
+            held = await self.held()
+            left = _left(held)
+            if not left:
+                return held
+            if trio.current_time() > deadline:
+                what = (
+                    f"not everything was collected: {'; '.join(left)}; please report this as a bug of ocapn"
+                )
+                raise Failure(ExitCode.FAILED, what)
+            await trio.sleep(0.02)  # garbage is told of in batches, a little later
 
 
 def _left(held: _Held) -> list[str]:

@@ -8,9 +8,10 @@ import os
 import secrets
 import stat
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Final, NoReturn
 
 import attrs
@@ -23,11 +24,13 @@ from ocapn.cli.output import complain, debugging, logged
 from ocapn.cli.signals import SIGNALS
 from ocapn.cli.status import control_path
 from ocapn.cli.uris import read_bytes
-from ocapn.cli.wires import LISTEN_HELP, again, listening, traced
+from ocapn.cli.wires import DEFAULT, LISTEN_HELP, Asked, listening, port_of, traced, warn_of
 from ocapn.control import control_socket
 from ocapn.errors import BadLocator, ConnectFailed
 from ocapn.model.locators import PeerLocator, SturdyRef
 from ocapn.netlayers.base import Netlayer
+from ocapn.netlayers.identity import identity_file
+from ocapn.netlayers.noise import parse_address
 from ocapn.opening import open_peer
 from ocapn.peer import Peer
 from ocapn.references import Target, target
@@ -85,7 +88,7 @@ clear. A baggage that is there stays as it is: 'ocapn baggage' can seal, unseal 
 
 Without a baggage, sturdyrefs that stay valid need all three of these:
   $ ocapn serve --export hello=hello:hello --swiss hello=@hello.swiss \\
-          --designator hello-of-ann --listen tcp://127.0.0.1:4711
+          --identity hello.key --listen noise://127.0.0.1:4711
 """
 
 #: In a baggage, the namespaces below this one are of this command: objects and swiss numbers by name, ports.
@@ -148,7 +151,21 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "a file that is not there is made, with 32 random bytes and mode 0600",
     )
     parser.add_argument(
-        "--designator", help="what the peer calls itself, unique in the world; drawn at random by default"
+        "--designator",
+        help="what the peer calls itself over tcp and unix, unique in the world; drawn at random by default",
+    )
+    parser.add_argument(
+        "--identity",
+        metavar="FILE",
+        help="the key that the peer proves to have over noise; a file that is not there is made, with mode 0600. "
+        "By default the one in the baggage, or drawn at random",
+    )
+    parser.add_argument(
+        "--advertise",
+        action="append",
+        default=[],
+        metavar="HOST:PORT",
+        help="where others dial the peer over noise, if not where it listens. May be repeated",
     )
     parser.add_argument(
         "--trace", action="store_true", help="shows every message on standard error, without swiss numbers"
@@ -157,8 +174,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(given: argparse.Namespace) -> None:
-    urls = given.listen or ["tcp://127.0.0.1:0"]
-    netlayers = _netlayers(urls, given.designator, given.insecure_bind)
+    urls = given.listen or [DEFAULT]
+    asked = _asked(given, urls)
+    netlayers = _netlayers(urls, asked)
+    for url in urls:
+        warn_of(url)
     options = seals.asked(given)
     if given.baggage is None and options != seals.Asked():
         raise Failure(ExitCode.USAGE, "a seal is that of a baggage: --baggage is missing")
@@ -172,7 +192,7 @@ def _run(given: argparse.Namespace) -> None:
                 partial(_serve, traced(netlayers) if given.trace else netlayers, exports, given.control)
             )
         else:
-            _run_kept(given, urls, netlayers, exports, options)
+            _run_kept(given, urls, asked, exports, options)
 
 
 def _seal(path: str, options: seals.Asked) -> Any:
@@ -185,7 +205,7 @@ def _seal(path: str, options: seals.Asked) -> Any:
 def _run_kept(
     given: argparse.Namespace,
     urls: Sequence[str],
-    netlayers: Sequence[Netlayer],
+    asked: Asked,
     exports: Sequence[_Export],
     options: seals.Asked,
 ) -> None:
@@ -194,10 +214,7 @@ def _run_kept(
     with baggages.made(given.baggage, seal) as baggage:
         seals.remark("serve", key_file)
         ports = baggage.namespace(_SPACE).namespace("ports")
-        netlayers = [
-            again(netlayer, url, given.designator, ports.get(netlayer.transport))
-            for netlayer, url in zip(netlayers, urls, strict=True)
-        ]
+        netlayers = _netlayers(urls, asked, ports)
         SIGNALS.run(
             partial(
                 _serve,
@@ -246,9 +263,9 @@ def _kept(
     """Exports what there is under the swiss numbers that it had, and nothing else. Notes the ports."""
     ports, numbers, objects = (kept.namespace(name) for name in ("ports", "swiss", "objects"))
     for netlayer in netlayers:
-        port = netlayer.location.hints.get("port", "")
-        if port.isdigit() and ports.get(netlayer.transport) != int(port):
-            ports[netlayer.transport] = int(port)
+        port = port_of(netlayer.location)
+        if port is not None and ports.get(netlayer.transport) != port:
+            ports[netlayer.transport] = port
     named = {export.name for export in exports}
     for name in numbers:
         if name not in named:  # it keeps its number for the next time
@@ -292,20 +309,45 @@ def _unexport(peer: Peer, swiss: bytes) -> None:
         pass
 
 
-def _netlayers(urls: Sequence[str], designator: str | None, insecure_bind: bool) -> list[Netlayer]:
-    if designator is not None:
+def _asked(given: argparse.Namespace, urls: Sequence[str]) -> Asked:
+    """What the options say of how to listen. Raises Failure, ConnectFailed."""
+    noise = [url for url in urls if url.startswith("noise:")]
+    if given.designator is not None:
+        if noise == list(urls):
+            raise Failure(
+                ExitCode.USAGE, "the designator of a noise peer is its key, which --identity FILE keeps"
+            )
         try:
-            PeerLocator("unix", designator)
+            PeerLocator("unix", given.designator)
         except BadLocator as error:
             raise Failure(ExitCode.USAGE, f"--designator: {error}") from None
-    netlayers = [listening(url, designator, insecure_bind=insecure_bind) for url in urls]
-    transports = [netlayer.transport for netlayer in netlayers]
-    for transport in transports:
-        if transports.count(transport) > 1:
+    for option, value in (("--identity", given.identity), ("--advertise", given.advertise)):
+        if value and not noise:
+            raise Failure(ExitCode.USAGE, f"{option} is for --listen noise://HOST:PORT")
+    for address in given.advertise:
+        try:
+            parse_address(address)
+        except BadLocator as error:
+            raise Failure(ExitCode.USAGE, f"--advertise: {error}") from None
+    identity = None if given.identity is None else identity_file(given.identity)
+    return Asked(given.designator, identity, tuple(given.advertise), given.insecure_bind)
+
+
+def _netlayers(
+    urls: Sequence[str], asked: Asked, ports: Mapping[str, int] = MappingProxyType({})
+) -> list[Netlayer]:
+    """Those of the URLs, where the system chooses at the port that is kept for their transport. Raises Failure."""
+    netlayers: list[Netlayer] = []
+    for url in urls:
+        netlayer = listening(url, asked)
+        transport = netlayer.transport
+        if any(other.transport == transport for other in netlayers):
             raise Failure(
                 ExitCode.USAGE,
                 f"--listen is given twice for {transport}; a peer listens once on each transport",
             )
+        port = ports.get(transport)
+        netlayers.append(netlayer if port is None else listening(url, asked, port))
     return netlayers
 
 

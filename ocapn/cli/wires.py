@@ -6,77 +6,114 @@ from collections.abc import Callable, Sequence
 from typing import Final, final
 from urllib.parse import urlsplit
 
+import attrs
+
 from ocapn.cli.exits import ExitCode, Failure
 from ocapn.cli.output import complain
+from ocapn.crypto import Identity
 from ocapn.errors import ConnectFailed
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
 from ocapn.netlayers.base import Channel, Listener, Netlayer
+from ocapn.netlayers.noise import NoiseNetlayer
+from ocapn.netlayers.tcp import is_loopback
 from ocapn.netlayers.tcp_testing import TcpTestingNetlayer
 from ocapn.netlayers.unix import UnixNetlayer
 from ocapn.trace import Tracer
 
 #: For help texts.
 LISTEN_HELP: Final = (
-    "where to listen: tcp://HOST:PORT (the transport tcp-testing-only, which has no security; port 0 "
-    "takes any free one) or unix:///PATH (a socket file). May be repeated, once for each transport. "
-    "Default: tcp://127.0.0.1:0"
+    "where to listen: noise://HOST:PORT (encrypted, and both sides prove who they are: for any network), "
+    "tcp://HOST:PORT (the transport tcp-testing-only, which has no security) or unix:///PATH (a socket file). "
+    "Port 0 takes any free one. May be repeated, once for each transport. "
+    "Default: noise://127.0.0.1:0"
 )
+DEFAULT: Final = "noise://127.0.0.1:0"
 
 
 def dialling() -> list[Netlayer]:
     """Every netlayer there is, to dial and not to listen."""
-    return [TcpTestingNetlayer(listen=False), UnixNetlayer()]
+    return [NoiseNetlayer(listen=False), TcpTestingNetlayer(listen=False), UnixNetlayer()]
 
 
-def listening(url: str, designator: str | None, *, insecure_bind: bool) -> Netlayer:
-    """The netlayer that a URL stands for. Raises Failure."""
+@attrs.frozen
+class Asked:
+    """What the options say of how to listen: the designator on netlayers that prove none, the key on those that do."""
+
+    designator: str | None = None
+    identity: Identity | None = None
+    advertise: tuple[str, ...] = ()
+    insecure_bind: bool = False
+
+
+def listening(url: str, asked: Asked, last_port: int | None = None) -> Netlayer:
+    """The netlayer that a URL stands for; where the system is to choose a port, at the one that it chose the last time,
+    if that is known and free. Raises Failure."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise _bad(url, str(error)) from None
     extra = parts.query or parts.fragment or parts.username or parts.password
-    if parts.scheme in ("tcp", "tcp-testing-only"):
+    make: Callable[[str, int, Asked], Netlayer]
+    if parts.scheme in ("tcp", "tcp-testing-only", "noise"):
+        scheme, make = ("noise", _noise) if parts.scheme == "noise" else ("tcp", _tcp)
         if not host or extra or parts.path not in ("", "/"):
-            raise _bad(url, "it is tcp://HOST:PORT")
-        return _tcp(host, port or 0, designator, insecure_bind)
+            raise _bad(url, f"it is {scheme}://HOST:PORT")
+        netlayer = make(host, port or 0, asked)
+        if port or not last_port or (scheme == "noise" and asked.advertise):
+            return netlayer
+        return _Again(netlayer, make(host, last_port, asked))
     if parts.scheme == "unix":
         if parts.netloc or extra or len(parts.path) < 2:
             raise _bad(url, "it is unix:///PATH, with three slashes")
-        return UnixNetlayer(parts.path, designator=designator)
-    raise _bad(url, "it begins with tcp:// or unix://")
+        return UnixNetlayer(parts.path, designator=asked.designator)
+    raise _bad(url, "it begins with noise://, tcp:// or unix://")
+
+
+def warn_of(url: str) -> None:
+    """Says what is not safe about listening there."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme in ("tcp", "tcp-testing-only") and not is_loopback(host):
+        line = f"ocapn serve: warning: listening on {host} without any security, as --insecure-bind says"
+        if host in ("0.0.0.0", "::"):
+            line += (
+                f"; the sturdyrefs name {host}, which nobody can dial: put an address of this machine there"
+            )
+        complain(line)
+
+
+def port_of(location: PeerLocator) -> int | None:
+    """The TCP port that a peer is at, if its location says so."""
+    _, _, port = location.hints.get("addr", "").rpartition(":")
+    port = location.hints.get("port", port)
+    return int(port) if port.isascii() and port.isdigit() else None
 
 
 def _bad(url: str, why: str) -> Failure:
     return Failure(ExitCode.USAGE, f"--listen {url}: {why}; 'ocapn serve --help' explains")
 
 
-def _tcp(host: str, port: int, designator: str | None, insecure_bind: bool) -> Netlayer:
+def _noise(host: str, port: int, asked: Asked) -> Netlayer:
     try:
-        return TcpTestingNetlayer(host, port, designator=designator)
+        return NoiseNetlayer(host, port, identity=asked.identity, advertise=asked.advertise)
     except ValueError:
-        if not insecure_bind:
-            raise Failure(
-                ExitCode.USAGE,
-                f"{host} is no loopback address, and tcp has no security: whoever reaches the port can read and "
-                "forge everything; use a loopback address, or --insecure-bind if you mean it",
-            ) from None
-    line = f"ocapn serve: warning: listening on {host} without any security, as --insecure-bind says"
-    if host in ("0.0.0.0", "::"):
-        line += f"; the sturdyrefs name {host}, which nobody can dial: put an address of this machine there"
-    complain(line)
-    return TcpTestingNetlayer(host, port, designator=designator, insecure_bind=True)
+        raise Failure(
+            ExitCode.USAGE,
+            f"{host} stands for every address of this machine; --advertise HOST:PORT says at which others find it",
+        ) from None
 
 
-def again(netlayer: Netlayer, url: str, designator: str | None, port: int | None) -> Netlayer:
-    """The netlayer of a URL, which tries the port of the last time first if the system is to choose one."""
-    parts = urlsplit(url)
-    if port is None or parts.port or not parts.hostname:
-        return netlayer
-    return _Again(
-        netlayer, TcpTestingNetlayer(parts.hostname, port, designator=designator, insecure_bind=True)
-    )
+def _tcp(host: str, port: int, asked: Asked) -> Netlayer:
+    try:
+        return TcpTestingNetlayer(host, port, designator=asked.designator, insecure_bind=asked.insecure_bind)
+    except ValueError:
+        raise Failure(
+            ExitCode.USAGE,
+            f"{host} is no loopback address, and tcp has no security: whoever reaches the port can read and "
+            "forge everything; use noise, a loopback address, or --insecure-bind if you mean it",
+        ) from None
 
 
 @final
@@ -89,9 +126,13 @@ class _Again(Netlayer):
         self._fresh = fresh
         self._inner = last
 
-    def be_again(self, designator: str) -> None:
+    @property
+    def identity(self) -> str:
+        return self._fresh.identity
+
+    def be_again(self, identity: str) -> None:
         for netlayer in (self._fresh, self._inner):
-            netlayer.be_again(designator)
+            netlayer.be_again(identity)
         self.location = self._inner.location
 
     async def listen(self, limits: Limits) -> Listener | None:
@@ -127,8 +168,12 @@ class _TracedNetlayer(Netlayer):
         self._inner = inner
         self._next_number = next_number
 
-    def be_again(self, designator: str) -> None:
-        self._inner.be_again(designator)
+    @property
+    def identity(self) -> str:
+        return self._inner.identity
+
+    def be_again(self, identity: str) -> None:
+        self._inner.be_again(identity)
         self.location = self._inner.location
 
     async def listen(self, limits: Limits) -> Listener | None:
@@ -175,6 +220,11 @@ class _TracedChannel(Channel):
     def _show(self, direction: str, messages: list[bytes]) -> None:
         for message in messages:
             self._tracer(direction, message)
+
+    async def begin(self) -> None:
+        await self._inner.begin()
+        self.authenticated = self._inner.authenticated
+        self.binding = self._inner.binding
 
     async def send(self, messages: list[bytes]) -> None:
         self._show("->", messages)

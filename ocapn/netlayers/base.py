@@ -31,13 +31,19 @@ class Channel(ABC):
     `limits.frame_progress` from its first byte to its last.
     """
 
-    #: What the netlayer proved of the other side's designator, or None if it proves nothing.
+    #: What the netlayer proved of the other side's designator, or None if it proves nothing. Of a channel that was
+    #: accepted this and `binding` are final after `begin`.
     authenticated: str | None = None
     #: What ties a signature to this connection, so that a session may be resumed over it; empty where the transport
     #: has nothing but is safe enough. None: no session is durable over this connection (spec/resume.md, Channels).
     binding: bytes | None = None
     #: Where the connection comes from, for the limit of connections a source; "" if all count as one.
     source: str = ""
+
+    async def begin(self) -> None:
+        """Exchanges what the transport itself has to say before messages. Called once, before anything else, of a
+        channel that was accepted; `dial` has done it. Raises ChannelBroken, RemoteProtocolError."""
+        await trio.lowlevel.checkpoint()
 
     @abstractmethod
     async def send(self, messages: list[bytes]) -> None:
@@ -105,8 +111,13 @@ class Netlayer(ABC):
     transport: str
     location: PeerLocator
 
-    def be_again(self, designator: str) -> None:
-        """The designator that the peer had before it was restarted: taken unless another was given. Before `listen`."""
+    @property
+    def identity(self) -> str:
+        """What makes this the same peer to others, to be kept for `be_again`. It may be secret."""
+        return self.location.designator
+
+    def be_again(self, identity: str) -> None:
+        """The identity that the peer had before it was restarted: taken unless another was given. Before `listen`."""
         return
 
     @abstractmethod
@@ -145,11 +156,11 @@ class StreamChannel(Channel):
     def send_now(self, messages: list[bytes]) -> int:
         if self._fd < 0 or self._rest or self._framer.framing == BARE:
             return 0
-        data = self._framer.frame(messages)
+        data = self._wrapped(self._framer.frame(messages))
         try:
             sent = os.write(self._fd, data)
         except BlockingIOError:
-            return 0
+            sent = 0
         except OSError as error:
             raise ChannelBroken(str(error)) from error
         self._rest = data[sent:]
@@ -170,7 +181,7 @@ class StreamChannel(Channel):
                 for chunk in _chunks(messages):
                     await self._stream.send_all(chunk)
             else:
-                await self._stream.send_all(self._framer.frame(messages))
+                await self._stream.send_all(self._wrapped(self._framer.frame(messages)))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise ChannelBroken(str(error) or "the connection is closed") from error
 
@@ -182,7 +193,7 @@ class StreamChannel(Channel):
             await trio.lowlevel.checkpoint()
         messages = framer.take(most)
         while not messages:
-            if not framer.pending:
+            if not framer.pending and not self._within:
                 self._deadline = None
                 data = await self._receive_some()
             else:
@@ -193,13 +204,28 @@ class StreamChannel(Channel):
                 if in_time.cancelled_caught:
                     raise RemoteProtocolError(f"a message took more than {self._progress:g} s to arrive")
             if not data:
-                if framer.pending:
+                if framer.pending or self._within:
                     raise ChannelBroken("the connection ended inside a message")
                 return []
-            framer.feed(data)
+            framer.feed(self._unwrapped(data))
             messages = framer.take(most)
         self._deadline = None
         return messages
+
+    # For streams that wrap what they carry
+
+    def _wrapped(self, data: bytes) -> bytes:
+        """What goes out for the bytes: all of them, as nothing is taken back."""
+        return data
+
+    def _unwrapped(self, data: bytes) -> bytes:
+        """The bytes for what came in, as far as they are whole. Raises ChannelBroken."""
+        return data
+
+    @property
+    def _within(self) -> bool:
+        """Whether something has come in that is not whole."""
+        return False
 
     async def _receive_some(self) -> bytes:
         try:

@@ -6,65 +6,27 @@ and change everything. It binds to loopback addresses alone unless `insecure_bin
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import secrets
-import socket
 
 import trio
 
 from ocapn.codec.framing import FRAMINGS, SYRUP
-from ocapn.errors import BadLocator, ConnectFailed
+from ocapn.errors import BadLocator
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
 from ocapn.netlayers.base import Listener, Netlayer, StreamChannel, unreachable
+from ocapn.netlayers.tcp import connect, is_loopback, listen, tune
 
 TRANSPORT = "tcp-testing-only"
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _binding(stream: trio.SocketStream) -> bytes | None:
     """Sessions are resumed within this machine alone: on the way to another, who forwards a resume would own it."""
     try:
-        return b"" if _is_loopback(stream.socket.getpeername()[0]) else None
+        return b"" if is_loopback(stream.socket.getpeername()[0]) else None
     except OSError:  # it is gone already
         return None
-
-
-def _tune(stream: trio.SocketStream) -> None:
-    """A dead peer is found within two minutes or so; small messages go out at once."""
-    try:
-        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in (("TCP_KEEPIDLE", 45), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
-            option = getattr(socket, name, None)  # macOS has no TCP_KEEPIDLE
-            if option is not None:
-                stream.setsockopt(socket.IPPROTO_TCP, option, value)
-    except OSError:
-        pass  # macOS says so of a connection that the other side has reset; reading will tell
-
-
-async def _connect(host: str, port: int) -> trio.SocketStream:
-    """A connection. An address, as most hints are, needs no look-up and no race between addresses."""
-    try:
-        family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
-    except ValueError:
-        return await trio.open_tcp_stream(host, port)
-    sock = trio.socket.socket(family, socket.SOCK_STREAM)
-    try:
-        await sock.connect((host, port))
-    except BaseException:
-        sock.close()
-        raise
-    return trio.SocketStream(sock)
 
 
 class TcpTestingNetlayer(Netlayer):
@@ -89,7 +51,7 @@ class TcpTestingNetlayer(Netlayer):
         insecure_bind: bool = False,
         advertise: str | None = None,
     ) -> None:
-        if listen and not insecure_bind and not _is_loopback(host):
+        if listen and not insecure_bind and not is_loopback(host):
             raise ValueError(
                 f"tcp-testing-only has no security, so it binds to loopback addresses, not to {host}; "
                 "insecure_bind=True overrides this"
@@ -105,31 +67,21 @@ class TcpTestingNetlayer(Netlayer):
         self._designator = designator or secrets.token_hex(16)
         self.location = PeerLocator(TRANSPORT, self._designator)
 
-    def be_again(self, designator: str) -> None:
+    def be_again(self, identity: str) -> None:
         if self._drawn:
-            self._designator = designator
-            self.location = PeerLocator(TRANSPORT, designator, self.location.hints)
+            self._designator = identity
+            self.location = PeerLocator(TRANSPORT, identity, self.location.hints)
 
     async def listen(self, limits: Limits) -> Listener | None:
         if not self._listen:
             return None
-        if not 0 <= self._port < 65536:  # the system would take it modulo 65536
-            raise ConnectFailed(f"cannot listen on port {self._port}: ports are 1 to 65535, or 0 for any")
-        try:
-            listeners = await trio.open_tcp_listeners(self._port, host=self._host)
-        except (OSError, UnicodeError) as error:  # UnicodeError: as in `dial`
-            raise ConnectFailed(
-                f"cannot listen on {self._host} port {self._port}: {error}; choose another port, or 0 for any"
-            ) from error
-        first, *others = listeners
-        for other in others:  # several addresses of one name: the first is the one that the locator names
-            await other.aclose()
-        host, port = first.socket.getsockname()[:2]
+        listener = await listen(self._host, self._port)
+        host, port = listener.socket.getsockname()[:2]
         hints = {"host": self._advertise or host, "port": str(port)}
         if self._framing != SYRUP:
             hints["framing"] = self._framing
         self.location = PeerLocator(TRANSPORT, self._designator, hints)
-        return _TcpListener(first, self.location, limits)
+        return _TcpListener(listener, self.location, limits)
 
     async def dial(self, locator: PeerLocator, limits: Limits) -> StreamChannel:
         host, port = locator.hints.get("host"), locator.hints.get("port", "")
@@ -139,10 +91,10 @@ class TcpTestingNetlayer(Netlayer):
         if framing not in FRAMINGS:
             raise BadLocator(f"the hint framing is one of {', '.join(FRAMINGS)}, not {framing!r}")
         try:
-            stream = await _connect(host, int(port))
+            stream = await connect(host, int(port))
         except (OSError, UnicodeError) as error:  # UnicodeError: the host is no name that DNS could hold
             raise unreachable(locator, error) from error
-        _tune(stream)
+        tune(stream)
         return StreamChannel(stream, limits, framing, binding=_binding(stream))
 
 
@@ -154,11 +106,7 @@ class _TcpListener(Listener):
 
     async def accept(self) -> StreamChannel:
         stream = await self._listener.accept()
-        _tune(stream)
-        try:
-            source = str(stream.socket.getpeername()[0])
-        except OSError:  # it is gone already; reading will tell
-            source = "gone"
+        source = tune(stream)
         return StreamChannel(stream, self._limits, None, source, _binding(stream))
 
     async def aclose(self) -> None:

@@ -35,10 +35,10 @@ class UnixNetlayer(Netlayer):
         hints = {} if self._path is None else {"path": self._path}
         self.location = PeerLocator(TRANSPORT, self._designator, hints)
 
-    def be_again(self, designator: str) -> None:
+    def be_again(self, identity: str) -> None:
         if self._drawn:
-            self._designator = designator
-            self.location = PeerLocator(TRANSPORT, designator, self.location.hints)
+            self._designator = identity
+            self.location = PeerLocator(TRANSPORT, identity, self.location.hints)
 
     async def listen(self, limits: Limits) -> Listener | None:
         if self._path is None:

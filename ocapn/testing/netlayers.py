@@ -381,6 +381,7 @@ async def _cancelled_accept(stage: Stage) -> None:
                     await _cancelled(count % 8 + more, accept)
             if not accepted:
                 await stage.soon("what was dialled during a cancelled accept is accepted later", accept)
+            await stage.begin(accepted[-1])
             await stage.expect(accepted[-1], [message])
         for channel in (dialled.pop(), accepted.pop()):
             await stage.close(channel)
@@ -399,6 +400,7 @@ async def _cancelled_dial(stage: Stage) -> None:
 
     async def look_at(channel: Channel) -> None:
         try:
+            await stage.begin(channel)
             messages = await stage.soon("its connection is closed", channel.receive, 1)
         except (ChannelBroken, RemoteProtocolError):
             return

@@ -9,6 +9,7 @@ from typing import Final, Protocol, TypeVar, TypeVarTuple, final
 
 import trio.testing
 
+from ocapn.errors import RemoteProtocolError
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
 from ocapn.netlayers.base import Channel, ChannelBroken, Listener, Netlayer
@@ -175,7 +176,12 @@ class Stage:
             ) from error
 
     async def accept(self) -> Channel:
-        return await self.later("what was dialled is accepted", self._accept)
+        channel = await self.later("what was dialled is accepted", self._accept)
+        await self.begin(channel)
+        return channel
+
+    async def begin(self, channel: Channel) -> None:
+        await self.later("begin returns once the other side has dialled", channel.begin)
 
     async def _accept(self) -> Channel:
         while True:
@@ -202,9 +208,15 @@ class Stage:
     async def accepting(self) -> AsyncIterator[None]:
         """Accepts whatever comes, for as long as the block: some dials finish only then."""
 
+        async def begin(channel: Channel) -> None:
+            try:
+                await self.begin(channel)
+            except (ChannelBroken, RemoteProtocolError):  # who dialled may want another peer
+                await self.close(channel)
+
         async def accept() -> None:
             while True:
-                await self._accept()
+                nursery.start_soon(begin, await self._accept())
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(accept)

@@ -190,7 +190,7 @@ def test_errors(
         (
             "ocapn://x.pigeon/s/very-secret",
             3,
-            "this peer has no netlayer pigeon; it has tcp-testing-only, unix",
+            "this peer has no netlayer pigeon; it has noise, tcp-testing-only, unix",
         ),
         ("ocapn://x.unix/s/very-secret?path=/nonexistent/x", 3, "cannot reach ocapn://x.unix?path="),
         (

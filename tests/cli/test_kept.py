@@ -20,6 +20,7 @@ import ocapn
 from durable.header import Header, write_header
 from ocapn import E, SturdyRef
 from ocapn.cli import ExitCode
+from ocapn.cli.wires import port_of
 from tests.cli.support import Outcome, finished, line, run, started
 from tests.support import trio_test_real
 
@@ -45,7 +46,7 @@ def called(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 async def test_killed_and_started_again_it_goes_on_and_so_does_a_reference_to_it(tmp_path: Path) -> None:
     baggage = tmp_path / "baggage"
     exports = ("counter=Counter", "hello=hello")
-    async with ocapn.open_peer([ocapn.TcpTestingNetlayer(listen=False)]) as peer:
+    async with ocapn.open_peer([ocapn.NoiseNetlayer(listen=False)]) as peer:
         with serving(baggage, *exports) as (process, before):
             counter = await peer.enliven(before[0])
             hello = await peer.enliven(before[1])
@@ -75,7 +76,7 @@ async def test_told_to_stop_and_started_again_it_goes_on(tmp_path: Path) -> None
         with serving(baggage, "counter=Counter") as (process, uris):
             assert uris == (before or uris)
             before = uris
-            async with ocapn.open_peer([ocapn.TcpTestingNetlayer(listen=False)]) as peer:
+            async with ocapn.open_peer([ocapn.NoiseNetlayer(listen=False)]) as peer:
                 assert await E(await peer.enliven(uris[0])).add(number) == value
             process.send_signal(signal.SIGTERM)
             ended = await trio.to_thread.run_sync(finished, process)
@@ -97,7 +98,7 @@ def test_over_a_socket_file_an_object_of_the_module_is_kept_too(
 @trio_test_real
 async def test_with_the_trace_sessions_are_durable_too(tmp_path: Path) -> None:
     with serving(tmp_path / "baggage", "c=Counter", options=["--trace"]) as (process, (uri,)):
-        async with ocapn.open_peer([ocapn.TcpTestingNetlayer(listen=False)]) as peer:
+        async with ocapn.open_peer([ocapn.NoiseNetlayer(listen=False)]) as peer:
             assert await E(await peer.enliven(uri)).add(1) == 1
             (session,) = peer.sessions
             assert session.durable
@@ -148,12 +149,12 @@ def test_a_port_that_is_taken_meanwhile(capsys: pytest.CaptureFixture[str], tmp_
     ours = SturdyRef.parse(before)
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(("127.0.0.1", int(ours.peer.hints["port"])))
+        taken.bind(("127.0.0.1", port_of(ours.peer)))
         taken.listen()
         with serving(tmp_path / "baggage", "a=Counter") as (process, (after,)):
             other = SturdyRef.parse(after)
             assert (other.peer.designator, other.swiss) == (ours.peer.designator, ours.swiss)
-            assert other.peer.hints["port"] != ours.peer.hints["port"]
+            assert port_of(other.peer) != port_of(ours.peer)
             assert called(capsys, after, "add", "1") == "1"
             process.send_signal(signal.SIGTERM)
             _, _, err = finished(process)

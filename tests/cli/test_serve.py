@@ -25,7 +25,7 @@ from tests.support import trio_test, trio_test_real
 @trio_test_real
 async def test_what_it_prints_can_be_enlivened_and_a_signal_ends_the_sessions_in_order() -> None:
     with serving("thing", "Thing", "add", "Nested.inner") as (process, uris):
-        async with ocapn.open_peer([ocapn.TcpTestingNetlayer(listen=False)]) as peer:
+        async with ocapn.open_peer([ocapn.NoiseNetlayer(listen=False)]) as peer:
             thing, another, add, inner = [await peer.enliven(uri) for uri in uris]
             assert await E(thing).echo(1) == [1]
             assert await E(another).echo(2) == [2]
@@ -119,7 +119,7 @@ def test_trace_and_logs(capsys: pytest.CaptureFixture[str]) -> None:
 @trio_test_real
 async def test_errors_that_nobody_waits_for_are_one_line() -> None:
     with serving("thing") as (process, (uri,)):
-        async with ocapn.open_peer([ocapn.TcpTestingNetlayer(listen=False)]) as peer:
+        async with ocapn.open_peer([ocapn.NoiseNetlayer(listen=False)]) as peer:
             thing = await peer.enliven(uri)
             ocapn.send_only(thing).fail()
             assert await E(thing).echo() == []
@@ -134,7 +134,7 @@ async def test_errors_that_nobody_waits_for_are_one_line() -> None:
 @trio_test_real
 async def test_an_object_that_ends_the_process() -> None:
     with serving("thing") as (process, (uri,)):
-        async with ocapn.open_peer([ocapn.TcpTestingNetlayer(listen=False)]) as peer:
+        async with ocapn.open_peer([ocapn.NoiseNetlayer(listen=False)]) as peer:
             ocapn.send_only(await peer.enliven(uri)).leave()
             code, _, err = await trio.to_thread.run_sync(finished, process)
         assert code == ExitCode.FAILED
@@ -231,7 +231,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             ["--listen", "foo"],
             2,
-            "--listen foo: it begins with tcp:// or unix://; 'ocapn serve --help' explains",
+            "--listen foo: it begins with noise://, tcp:// or unix://; 'ocapn serve --help' explains",
         ),
         (["--listen", "tcp://h:99999"], 2, "--listen tcp://h:99999: Port out of range 0-65535; "),
         (["--listen", "tcp://:1"], 2, "--listen tcp://:1: it is tcp://HOST:PORT; "),
@@ -246,9 +246,40 @@ def served(monkeypatch: pytest.MonkeyPatch) -> None:
             ["--listen", "tcp://192.0.2.1:0"],
             2,
             "192.0.2.1 is no loopback address, and tcp has no security: whoever reaches the port can read and "
-            "forge everything; use a loopback address, or --insecure-bind if you mean it",
+            "forge everything; use noise, a loopback address, or --insecure-bind if you mean it",
         ),
-        (["--designator", ""], 2, "--designator: a designator may not be empty"),
+        (["--listen", "noise://:1"], 2, "--listen noise://:1: it is noise://HOST:PORT; "),
+        (
+            ["--listen", "noise://[::]:1"],
+            2,
+            ":: stands for every address of this machine; --advertise HOST:PORT says at which others find it",
+        ),
+        (
+            ["--advertise", "example.org"],
+            2,
+            "--advertise: an address is host:port or [IPv6]:port, with a port from 1 to 65535, not 'example.org'",
+        ),
+        (
+            ["--listen", "tcp://127.0.0.1", "--advertise", "example.org:1"],
+            2,
+            "--advertise is for --listen noise://HOST:PORT",
+        ),
+        (
+            ["--listen", "tcp://127.0.0.1", "--identity", "x"],
+            2,
+            "--identity is for --listen noise://HOST:PORT",
+        ),
+        (["--identity", "/"], 3, "the identity in / cannot be used: Is a directory"),
+        (
+            ["--designator", "me"],
+            2,
+            "the designator of a noise peer is its key, which --identity FILE keeps",
+        ),
+        (
+            ["--listen", "tcp://127.0.0.1", "--designator", ""],
+            2,
+            "--designator: a designator may not be empty",
+        ),
         (["--baggage", ""], 2, "no directory is named: '.' is the current one"),
         (["--swiss", "b=@x"], 2, "--swiss names b, which no --export does"),
         (

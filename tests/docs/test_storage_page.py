@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import attrs
@@ -14,8 +12,8 @@ import durable
 from durable.storage import BaggageStorage
 from ocapn import AsyncStorageBackend, Quota, Storage, StorageBackend, StorageError, StorageLimits, errors
 from ocapn.storage import backend, checks
+from tests.docs.support import ROOT, check_first_example
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "spec" / "storage.md").read_text()
 README = (ROOT / "README.md").read_text()
 
@@ -32,18 +30,7 @@ def _rows(header: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("text", [PAGE, README[README.index("## Something kept for each who calls") :]])
 def test_the_example_prints_what_it_is_said_to_print(text: str, tmp_path: Path) -> None:
-    program, printed = re.findall(r"```(?:python)?\n(.*?)```", text, flags=re.DOTALL)[:2]
-    file = tmp_path / "example.py"
-    file.write_text(program)
-    ran = subprocess.run(
-        [sys.executable, str(file)],
-        env={"PYTHONPATH": str(ROOT), "PATH": ""},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=True,
-    )
-    assert ran.stdout == printed
+    check_first_example(text, tmp_path)
 
 
 def test_the_limits() -> None:

@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 
 from ocapn.netlayers.memory import MemoryNetlayer, MemoryNetwork
+from ocapn.netlayers.noise import NoiseNetlayer
 from ocapn.netlayers.tcp_testing import TcpTestingNetlayer
 from ocapn.netlayers.unix import UnixNetlayer
 from ocapn.testing import MakeNetlayer
@@ -26,6 +27,10 @@ def tcp(framing: str) -> MakeNetlayer:
         return TcpTestingNetlayer(listen=listen, framing=framing)
 
     return make
+
+
+def noise(*, listen: bool) -> NoiseNetlayer:
+    return NoiseNetlayer(listen=listen)
 
 
 def unix(directory: Path) -> MakeNetlayer:

@@ -1,0 +1,283 @@
+"""`noise`: TCP with the Noise protocol, for real networks (spec/netlayers.md).
+
+Each side proves its designator, which is its key; nobody on the way reads, changes, drops or repeats a part of what
+they say without that the connection ends.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Sequence
+from ipaddress import ip_address
+from typing import Final, final
+
+import trio
+
+from ocapn.codec.framing import SYRUP
+from ocapn.crypto import Identity, designator_of, public_key_of
+from ocapn.errors import BadLocator, ConnectFailed, RemoteProtocolError
+from ocapn.limits import Limits
+from ocapn.model.locators import PeerLocator
+from ocapn.netlayers.base import Channel, ChannelBroken, Listener, Netlayer, StreamChannel, unreachable
+from ocapn.netlayers.identity import new_identity
+from ocapn.netlayers.tcp import connect, listen, tune
+from ocapn.noise.introduction import FIRST, NO_CODEC, SECOND, THIRD, Introduction
+from ocapn.noise.packets import Packets, packet
+from ocapn.noise.protocol import NoiseError
+
+TRANSPORT = "noise"
+
+#: Addresses in one locator.
+_MOST: Final = 8
+#: An address that has not answered by then is raced by the next, seconds (RFC 8305, section 5).
+_HEAD_START: Final = 0.25
+_ADDRESS: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([^\s:\[\],]{1,253})):([0-9]{1,5})\Z")
+_NO_COMMON_CODEC: Final = "the two peers have no codec in common"
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Host and port of `host:port`, where an IPv6 address stands in brackets. Raises BadLocator."""
+    match = _ADDRESS.match(text)
+    if match is None or not 0 < int(match[3]) < 65536:
+        raise BadLocator(
+            f"an address is host:port or [IPv6]:port, with a port from 1 to 65535, not {text[:80]!r}"
+        )
+    return match[1] or match[2], int(match[3])
+
+
+def write_address(host: str, port: int) -> str:
+    """What `parse_address` reads."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class NoiseNetlayer(Netlayer):
+    """A peer that others dial at `host` and `port`; port 0 lets the system choose; `listen=False` only dials.
+
+    `identity` is who it is: drawn at random unless given, and with a baggage the same again after a restart.
+    `advertise` are the addresses (`host:port`, up to 8) that its locator names, where they are not the one that is
+    bound: raises ValueError where `host` is every address of the machine and none is given.
+    """
+
+    transport = TRANSPORT
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        identity: Identity | None = None,
+        advertise: Sequence[str] = (),
+        listen: bool = True,
+    ) -> None:
+        if len(advertise) > _MOST:
+            raise ValueError(f"a locator names up to {_MOST} addresses")
+        for address in advertise:
+            parse_address(address)
+        if listen and not advertise and _is_every(host):
+            raise ValueError(
+                f"{host} stands for every address of this machine; advertise= says at which others find it"
+            )
+        self._host = host
+        self._port = port
+        self._advertise = tuple(advertise)
+        self._listen = listen
+        self._drawn = identity is None
+        self._identity = identity or new_identity()
+        self._static = secrets.token_bytes(32)
+        self.location = self._located({})
+
+    def __repr__(self) -> str:
+        return f"<NoiseNetlayer {self.location.uri}>"
+
+    @property
+    def identity(self) -> str:
+        return self._identity.seed.hex()
+
+    def be_again(self, identity: str) -> None:
+        if self._drawn:
+            self._identity = Identity(bytes.fromhex(identity))
+            self.location = self._located(self.location.hints)
+
+    def _located(self, hints: dict[str, str] | object) -> PeerLocator:
+        return PeerLocator(TRANSPORT, self._identity.designator, hints)  # type: ignore[arg-type]
+
+    async def listen(self, limits: Limits) -> Listener | None:
+        if not self._listen:
+            return None
+        listener = await listen(self._host, self._port)
+        bound = write_address(*listener.socket.getsockname()[:2])
+        self.location = self._located({"addr": ",".join(self._advertise or (bound,))})
+        return _NoiseListener(listener, self, limits)
+
+    async def dial(self, locator: PeerLocator, limits: Limits) -> Channel:
+        wanted = public_key_of(locator.designator)
+        addresses = _addresses(locator)
+        found: list[NoiseChannel] = []
+        failures: list[str] = []
+
+        async def attempt(address: str, failed: trio.Event) -> None:
+            channel = None
+            try:
+                channel = await self._reach(address, wanted, limits)
+            except (OSError, UnicodeError, ChannelBroken) as error:
+                failures.append(f"{address}: {error}")
+                failed.set()
+            else:
+                if found:  # at the same time as another
+                    await channel.aclose()
+                else:
+                    found.append(channel)
+                    racing.cancel_scope.cancel()
+
+        try:
+            async with trio.open_nursery() as racing:
+                for address in addresses:
+                    failed = trio.Event()
+                    racing.start_soon(attempt, address, failed)
+                    with trio.move_on_after(_HEAD_START):
+                        await failed.wait()
+        except BaseException:
+            for channel in found:
+                await channel.aclose()
+            raise
+        if not found:
+            raise unreachable(locator, ConnectFailed("; ".join(failures)))
+        channel = found[0]
+        if channel.codec == NO_CODEC:
+            await channel.aclose()
+            raise ConnectFailed(f"cannot talk to {locator.uri}: {_NO_COMMON_CODEC}", lasting=True)
+        return channel
+
+    async def _reach(self, address: str, wanted: bytes, limits: Limits) -> NoiseChannel:
+        stream = await connect(*parse_address(address))
+        tune(stream)
+        channel = NoiseChannel(stream, limits, self)
+        try:
+            await channel.introduce(wanted)
+        except BaseException:
+            await channel.aclose()
+            raise
+        return channel
+
+    def introduction(self, responder: bytes | None = None) -> Introduction:
+        """This peer's side of a new handshake."""
+        return Introduction(self._identity, self._static, secrets.token_bytes(32), responder=responder)
+
+
+def _is_every(host: str) -> bool:
+    try:
+        return ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def _addresses(locator: PeerLocator) -> list[str]:
+    addresses = locator.hints.get("addr", "").split(",")
+    if not locator.hints.get("addr"):
+        raise BadLocator("a noise locator needs the hint addr: host:port, or several with commas between")
+    if len(addresses) > _MOST:
+        raise BadLocator(f"a noise locator names up to {_MOST} addresses")
+    for address in addresses:
+        parse_address(address)
+    return list(dict.fromkeys(addresses))
+
+
+@final
+class NoiseChannel(StreamChannel):
+    """Messages in Syrup frames, and those in encrypted packets."""
+
+    def __init__(
+        self, stream: trio.SocketStream, limits: Limits, netlayer: NoiseNetlayer, source: str = ""
+    ) -> None:
+        super().__init__(stream, limits, SYRUP, source)
+        self._netlayer = netlayer
+        self._packets: Packets | None = None
+        self._early = b""  # what has come with a packet of the handshake
+        #: The number of the codec that was agreed on.
+        self.codec = NO_CODEC
+
+    async def introduce(self, wanted: bytes) -> None:
+        """Finds the peer that has this key at the other end. Raises ChannelBroken."""
+        introduction = self._netlayer.introduction(wanted)
+        try:
+            await self._say(introduction.first())
+            third = introduction.third(await self._hear(SECOND, "nobody there is that peer"))
+            if introduction.codec != NO_CODEC:
+                await self._say(third)
+                self._introduced(introduction)
+        except NoiseError as error:
+            raise ChannelBroken(str(error)) from error
+
+    async def begin(self) -> None:
+        introduction = self._netlayer.introduction()
+        try:
+            second = introduction.second(await self._hear(FIRST))
+            await self._say(second)
+            if introduction.codec == NO_CODEC:
+                raise ChannelBroken(_NO_COMMON_CODEC)
+            introduction.finish(await self._hear(THIRD))
+        except NoiseError as error:
+            raise RemoteProtocolError(str(error)) from error
+        self._introduced(introduction)
+
+    def _introduced(self, introduction: Introduction) -> None:
+        self.codec = introduction.codec
+        self.authenticated = designator_of(introduction.peer)
+        self.binding = introduction.binding
+        self._packets = introduction.packets()
+        if self._early:
+            self._framer.feed(self._unwrapped(b""))
+
+    async def _say(self, message: bytes) -> None:
+        try:
+            await self._stream.send_all(packet(message))
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise ChannelBroken("the connection ended in the handshake") from error
+
+    async def _hear(self, size: int, ended: str = "the connection ended in the handshake") -> bytes:
+        """A packet of the handshake, which has that size. Raises NoiseError as soon as it has another, ChannelBroken if
+        it does not come."""
+        data = self._early
+        while len(data) < 2 + size:
+            if len(data) >= 2 and int.from_bytes(data[:2], "big") != size:
+                break
+            more = await self._receive_some()
+            if not more:
+                raise ChannelBroken(ended)
+            data += more
+        if int.from_bytes(data[:2], "big") != size:
+            raise NoiseError("that is no handshake of the noise netlayer")
+        self._early = data[2 + size :]
+        return data[2 : 2 + size]
+
+    def _wrapped(self, data: bytes) -> bytes:
+        assert self._packets is not None
+        return self._packets.seal(data)
+
+    def _unwrapped(self, data: bytes) -> bytes:
+        assert self._packets is not None
+        early, self._early = self._early, b""
+        try:
+            return self._packets.open(early + data)
+        except NoiseError as error:  # by whoever is on the way: the session itself goes on elsewhere
+            raise ChannelBroken(str(error)) from error
+
+    @property
+    def _within(self) -> bool:
+        return self._packets is not None and self._packets.pending
+
+
+class _NoiseListener(Listener):
+    def __init__(self, listener: trio.SocketListener, netlayer: NoiseNetlayer, limits: Limits) -> None:
+        self._listener = listener
+        self._netlayer = netlayer
+        self._limits = limits
+        self.location = netlayer.location
+
+    async def accept(self) -> NoiseChannel:
+        stream = await self._listener.accept()
+        return NoiseChannel(stream, self._limits, self._netlayer, tune(stream))
+
+    async def aclose(self) -> None:
+        await self._listener.aclose()

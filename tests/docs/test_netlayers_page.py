@@ -1,0 +1,37 @@
+"""spec/netlayers.md says what the code does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ocapn
+from ocapn.netlayers import noise
+from ocapn.noise import introduction, packets, protocol
+from tests.docs.support import ROOT, check_first_example
+
+PAGE = (ROOT / "spec" / "netlayers.md").read_text()
+
+
+def test_the_example_prints_what_it_is_said_to_print(tmp_path: Path) -> None:
+    check_first_example(PAGE, tmp_path)
+
+
+def test_the_netlayers() -> None:
+    table = PAGE[PAGE.index("| transport |") :].split("\n\n")[0]
+    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    assert {name: getattr(ocapn, name).transport for _, name, *_ in rows} == {
+        name: transport for transport, name, *_ in rows
+    }
+    assert {name for name in ocapn.__all__ if name.endswith("Netlayer")} == {name for _, name, *_ in rows}
+
+
+def test_the_figures_of_noise() -> None:
+    first, second, third = introduction.FIRST, introduction.SECOND, introduction.THIRD
+    assert f"three packets, of {first}, {second} and {third} bytes" in PAGE
+    assert f"of up to {protocol.MOST - protocol.TAG:,} bytes" in PAGE
+    assert f"After {packets.REKEY:,} packets" in PAGE
+    assert f"{introduction.NO_CODEC} says that it has none" in PAGE
+    assert f"up to {noise._MOST} of them" in PAGE
+    assert f"each {1000 * noise._HEAD_START:.0f} ms after" in PAGE
+    assert f"has read {first} bytes before it computes anything, and {third} more" in PAGE
+    assert protocol.NAME.decode() in PAGE

@@ -1,0 +1,507 @@
+"""noise: peers that prove who they are, addresses, and attackers with a socket."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+import durable
+import ocapn
+from ocapn import (
+    ConnectFailed,
+    E,
+    Identity,
+    Limits,
+    NoiseNetlayer,
+    Peer,
+    PeerLocator,
+    Target,
+    identity_file,
+    method,
+    open_peer,
+    send_only,
+)
+from ocapn.errors import BadLocator
+from ocapn.netlayers.noise import parse_address
+from ocapn.noise.introduction import FIRST, Introduction
+from ocapn.testing import check_netlayer
+from tests.netlayers import makers
+from tests.peer.support import Echo, Recorder, between, far
+from tests.support import trio_test_real
+
+ALICE, BOB, MALLORY = (Identity(bytes([number]) * 32) for number in (1, 2, 3))
+NOBODY = "127.0.0.1:1"
+
+
+def at(address: str, identity: Identity = BOB) -> PeerLocator:
+    return PeerLocator("noise", identity.designator, {"addr": address})
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    while not is_so():  # noqa: ASYNC110 - it is for other tasks
+        await trio.sleep(0.01)
+
+
+def address_of(peer: Peer) -> str:
+    return peer.locator("noise").hints["addr"]
+
+
+@trio_test_real
+async def test_contract() -> None:
+    await check_netlayer(
+        makers.noise,
+        nobody=[at(NOBODY), at("host.invalid:9")],
+        malformed=[
+            PeerLocator("noise", BOB.designator),
+            PeerLocator("noise", "bob", {"addr": "127.0.0.1:9"}),
+            *map(at, ("127.0.0.1", ":9", "h:0", "h:65536", "h:9,", "[::1:9", "a b:9", ",".join(["h:9"] * 9))),
+        ],
+    )
+
+
+class Caller(Target):
+    @method
+    def who(self) -> object:
+        session = ocapn.current_session()
+        assert session is not None
+        return [session.location.designator, session.authenticated]
+
+    @method
+    def meet(self, other: Any) -> object:
+        return E(other).who()
+
+
+@pytest.mark.parametrize("count", [2, 3, 20])
+def test_peers_that_call_each_other_and_introduce_each_other(count: int) -> None:
+    @trio_test_real
+    async def run() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            everybody = [await stack.enter_async_context(open_peer([NoiseNetlayer()])) for _ in range(count)]
+            first = everybody[0]
+            refs = {peer: await first.enliven(peer.export(Caller())) for peer in everybody[1:]}
+            name = first.locator().designator
+            for ref in refs.values():
+                assert await E(ref).who() == [name, True]
+            for one, other in itertools.pairwise(refs):  # each is handed a reference to the next
+                assert await E(refs[one]).meet(refs[other]) == [one.locator().designator, True]
+            assert len(first.sessions) == count - 1
+            assert all(session.authenticated for peer in everybody for session in peer.sessions)
+            for peer in everybody:
+                peer.check()
+
+    run()
+
+
+@trio_test_real
+async def test_a_message_of_the_largest_size() -> None:
+    async with open_peer([NoiseNetlayer()]) as a, open_peer([NoiseNetlayer()]) as b:
+        ref = await far(a, b, Echo())
+        data = os.urandom(900_000)
+        assert await E(ref).echo(data) == data
+
+
+# Who it is
+
+
+@trio_test_real
+async def test_another_peer_at_that_address() -> None:
+    async with open_peer([NoiseNetlayer(identity=MALLORY)]) as there, open_peer([NoiseNetlayer()]) as here:
+        with pytest.raises(ConnectFailed, match="nobody there is that peer"):
+            await here.connect(at(address_of(there), BOB))
+        assert there.sessions == here.sessions == []
+
+
+@trio_test_real
+async def test_a_location_that_is_not_the_one_that_was_proved(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    netlayer = NoiseNetlayer(listen=False, identity=MALLORY)
+    netlayer.location = at(NOBODY, ALICE)
+    async with open_peer([NoiseNetlayer(identity=BOB)]) as b, open_peer([netlayer]) as mallory:
+        with pytest.raises(ConnectFailed, match="not the one that the netlayer authenticated"):
+            await mallory.connect(b.locator())
+        assert b.sessions == []
+
+
+@trio_test_real
+async def test_one_who_listens_and_names_another_location() -> None:
+    netlayer = NoiseNetlayer(identity=MALLORY)
+    async with open_peer([netlayer]) as mallory, open_peer([NoiseNetlayer()]) as here:
+        true = mallory.locator()
+        netlayer.location = mallory.node.own[0] = at(address_of(mallory), ALICE)
+        with pytest.raises(ConnectFailed, match=f"{true.designator}.* was dialled, and .* answered"):
+            await here.connect(true)
+
+
+@trio_test_real
+async def test_it_is_the_same_again_with_its_baggage(tmp_path: Path) -> None:
+    designators = []
+    for _ in range(2):
+        with durable.open_baggage(tmp_path / "bag") as baggage:
+            async with open_peer([NoiseNetlayer()], baggage=baggage) as peer:
+                designators.append(peer.locator().designator)
+    assert designators[0] == designators[1]
+    with durable.open_baggage(tmp_path / "bag") as baggage:  # unless it is told another
+        async with open_peer([NoiseNetlayer(identity=BOB)], baggage=baggage) as peer:
+            assert peer.locator().designator == BOB.designator
+
+
+def test_it_is_the_same_again_with_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    identity = identity_file(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert identity_file(path).designator == identity.designator
+    assert path.read_bytes() == identity.seed
+
+
+def _short(path: Path) -> None:
+    path.write_bytes(bytes(31))
+    path.chmod(0o600)
+
+
+def _long(path: Path) -> None:
+    path.write_bytes(bytes(33))
+    path.chmod(0o600)
+
+
+def _open(path: Path) -> None:
+    path.write_bytes(bytes(32))
+    path.chmod(0o640)
+
+
+def _pipe(path: Path) -> None:
+    os.mkfifo(path, 0o600)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (_short, "has not 32 bytes"),
+        (_long, "has not 32 bytes"),
+        (_open, "is open to other users: chmod 600"),
+        (_pipe, "is no file"),
+        (Path.mkdir, "cannot be used: Is a directory"),
+        (
+            lambda path: path.symlink_to(path.parent / "no" / "where"),
+            "cannot be used: No such file or directory",
+        ),
+    ],
+)
+def test_an_identity_that_cannot_be_used(tmp_path: Path, make: Callable[[Path], object], said: str) -> None:
+    path = tmp_path / "key"
+    make(path)
+    with pytest.raises(ConnectFailed, match=said):
+        identity_file(path)
+
+
+# Addresses
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("h:1", "h", 1),
+        ("10.0.0.1:65535", "10.0.0.1", 65535),
+        ("[::1]:9", "::1", 9),
+        ("a-b.example:80", "a-b.example", 80),
+    ],
+)
+def test_an_address(text: str, host: str, port: int) -> None:
+    assert parse_address(text) == (host, port)
+
+
+@trio_test_real
+async def test_the_first_address_that_is_that_peer_is_taken() -> None:
+    async with (
+        open_peer([NoiseNetlayer(identity=BOB)]) as b,
+        open_peer([NoiseNetlayer(identity=MALLORY)]) as mallory,
+        open_peer([NoiseNetlayer()]) as a,
+    ):
+        session = await a.connect(at(",".join([NOBODY, "[::1]:1", address_of(mallory), address_of(b)])))
+        assert session.location == b.locator()
+
+
+@trio_test_real
+async def test_an_address_that_does_not_answer_is_raced() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        hangs = f"127.0.0.1:{silent.getsockname()[1]}"
+        async with open_peer([NoiseNetlayer(identity=BOB)]) as b, open_peer([NoiseNetlayer()]) as a:
+            with trio.fail_after(5):
+                session = await a.connect(at(f"{hangs},{address_of(b)}"))
+            assert session.location == b.locator()
+
+
+def test_where_it_says_that_it_is() -> None:
+    for host in ("0.0.0.0", "::"):
+        with pytest.raises(ValueError, match="every address of this machine; advertise="):
+            NoiseNetlayer(host)
+        NoiseNetlayer(host, listen=False)
+    with pytest.raises(BadLocator, match="an address is host:port"):
+        NoiseNetlayer(advertise=["example.org"])
+    with pytest.raises(ValueError, match="up to 8"):
+        NoiseNetlayer(advertise=["h:1"] * 9)
+
+
+@trio_test_real
+async def test_it_names_the_addresses_that_it_was_told() -> None:
+    netlayer = NoiseNetlayer("0.0.0.0", advertise=["example.org:1", "[2001:db8::1]:2"])
+    async with open_peer([netlayer]) as peer:
+        assert address_of(peer) == "example.org:1,[2001:db8::1]:2"
+        assert peer.locator().uri.endswith("?addr=example.org%3A1%2C%5B2001%3Adb8%3A%3A1%5D%3A2")
+        assert PeerLocator.parse(peer.locator().uri).hints == peer.locator().hints
+
+
+# Attackers with a socket
+
+
+async def dialled(peer: Peer) -> trio.SocketStream:
+    return await trio.open_tcp_stream(*parse_address(address_of(peer)))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"<16'op:start-session",
+        b"\0\0",
+        b"\xff\xff",
+        FIRST.to_bytes(2, "big") + bytes(FIRST),
+        FIRST.to_bytes(2, "big") + BOB.public_key + bytes(FIRST - 32),
+    ],
+)
+def test_what_is_no_handshake_is_closed_at_once(said: bytes) -> None:
+    @trio_test_real
+    async def run() -> None:
+        async with open_peer([NoiseNetlayer(identity=BOB)]) as b:
+            async with await dialled(b) as stream:
+                await stream.send_all(said)
+                with trio.fail_after(5):
+                    assert await ended(stream)
+            assert b._acceptor.unauthenticated == {}
+            async with open_peer([NoiseNetlayer()]) as a:
+                await a.connect(b.locator())
+
+    run()
+
+
+async def ended(stream: trio.SocketStream) -> bool:
+    try:
+        return not await stream.receive_some(1)
+    except trio.BrokenResourceError:
+        return True
+
+
+def first_of(identity: Identity = MALLORY) -> bytes:
+    introduction = Introduction(identity, os.urandom(32), os.urandom(32), responder=BOB.public_key)
+    return FIRST.to_bytes(2, "big") + introduction.first()
+
+
+@pytest.mark.parametrize("said", [b"", b"\0", first_of()[:40], first_of()])
+def test_a_handshake_that_is_not_finished_is_closed_after_a_while(
+    said: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    @trio_test_real
+    async def run() -> None:
+        limits = Limits(handshake=0.2)
+        async with open_peer([NoiseNetlayer(identity=BOB)], limits=limits) as b:
+            async with await dialled(b) as stream:
+                await stream.send_all(said)
+                with trio.fail_after(5):
+                    while not await ended(stream):
+                        pass
+            assert b._acceptor.unauthenticated == {}
+
+    run()
+    assert "no handshake of the netlayer within 0.2 s" in caplog.text
+
+
+@pytest.mark.parametrize("raised", [False, True])
+def test_slow_handshakes_from_500_sockets_keep_nobody_out(raised: bool) -> None:
+    """With the limit for one source the most are closed; with it raised all wait, and others get in beside them."""
+
+    @trio_test_real
+    async def run() -> None:
+        limits = Limits(unauthenticated_per_source=1000) if raised else Limits()
+        waiting = 500 if raised else 32
+        async with (
+            open_peer([NoiseNetlayer(identity=BOB)], limits=limits) as b,
+            contextlib.AsyncExitStack() as sockets,
+        ):
+            for _ in range(500):
+                slow = trio.socket.socket()
+                sockets.callback(slow.close)
+                await slow.bind(("127.0.0.2", 0))  # another source than that of the peer that means well
+                await slow.connect(parse_address(address_of(b)))
+                await slow.send(first_of()[:30])
+            await until(lambda: sum(b._acceptor.unauthenticated.values()) == waiting)
+            async with open_peer([NoiseNetlayer(listen=False)]) as a:
+                with trio.fail_after(10):
+                    await a.connect(b.locator())
+            assert b._acceptor.unauthenticated == {"noise 127.0.0.2": waiting}
+
+    run()
+
+
+# On the way
+
+
+class Middle:
+    """Passes on what two peers say, and may change it: `change` gets what comes from the dialler or the listener."""
+
+    def __init__(self, to: tuple[str, int], listener: trio.SocketListener) -> None:
+        self._to = to
+        self._listener = listener
+        self.address = f"127.0.0.1:{listener.socket.getsockname()[1]}"
+        self.change: Callable[[bool, bytes], bytes] = lambda forth, data: data
+
+    async def run(self) -> None:
+        await trio.serve_listeners(self._pass_on, [self._listener])
+
+    async def _pass_on(self, near: trio.SocketStream) -> None:
+        async with await trio.open_tcp_stream(*self._to) as far, trio.open_nursery() as nursery:
+            nursery.start_soon(self._one_way, True, near, far, nursery.cancel_scope)
+            nursery.start_soon(self._one_way, False, far, near, nursery.cancel_scope)
+
+    async def _one_way(
+        self, forth: bool, source: trio.SocketStream, to: trio.SocketStream, over: trio.CancelScope
+    ) -> None:
+        try:
+            async for data in source:
+                await to.send_all(self.change(forth, bytes(data)))
+        except trio.BrokenResourceError:
+            pass
+        over.cancel()
+
+
+@asynccontextmanager
+async def middle(peer: Peer) -> AsyncIterator[Middle]:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    between_them = Middle(parse_address(address_of(peer)), listener)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(between_them.run)
+        yield between_them
+        nursery.cancel_scope.cancel()
+
+
+def flip(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+@pytest.mark.parametrize("change", [flip, lambda data: data + data, lambda data: b"", lambda data: data[:-5]])
+@pytest.mark.parametrize("forth", [False, True])
+def test_what_is_altered_repeated_or_left_out_costs_a_connection_and_nothing_else(
+    forth: bool, change: Callable[[bytes], bytes]
+) -> None:
+    """The durable session goes on over the next one."""
+
+    @trio_test_real
+    async def run() -> None:
+        async with (
+            open_peer([NoiseNetlayer(identity=BOB)]) as b,
+            middle(b) as way,
+            open_peer([NoiseNetlayer(listen=False)]) as a,
+        ):
+            recorder = Recorder()
+            locator = at(way.address)
+            ref = await a.enliven(ocapn.SturdyRef(locator, b.export(recorder).swiss))
+            session = between(a, b)
+            await until(lambda: session.durable)
+            events = session.events()
+            said = 0
+
+            def once(dialler: bool, data: bytes) -> bytes:
+                nonlocal said
+                said += dialler is forth
+                return change(data) if dialler is forth and said == 5 else data
+
+            way.change = once
+            for number in range(30):
+                send_only(ref).note(number)
+                await trio.sleep(0.005)
+            assert await E(ref).note(30) is None
+            assert recorder.seen == list(range(31))
+            assert between(a, b) is session
+            assert (await events.receive()).status == "suspended"
+            assert (await events.receive()).status == "live"
+
+    run()
+
+
+@pytest.mark.parametrize("change", [flip, lambda data: data + data, lambda data: data[:-5]])
+@pytest.mark.parametrize("forth", [False, True])
+def test_a_handshake_that_is_altered_is_no_session(forth: bool, change: Callable[[bytes], bytes]) -> None:
+    @trio_test_real
+    async def run() -> None:
+        async with (
+            open_peer([NoiseNetlayer(identity=BOB)], limits=Limits(handshake=0.5)) as b,
+            middle(b) as way,
+            open_peer([NoiseNetlayer(listen=False)], limits=Limits(handshake=0.5)) as a,
+        ):
+            way.change = lambda dialler, data: change(data) if dialler is forth else data
+            with pytest.raises(ConnectFailed):
+                await a.connect(at(way.address))
+            assert a.sessions == b.sessions == []
+
+    run()
+
+
+@trio_test_real
+async def test_what_was_recorded_is_of_no_use() -> None:
+    """Who plays the dialler's whole side once more is not let in."""
+    heard: list[bytes] = []
+
+    def listen(dialler: bool, data: bytes) -> bytes:
+        if dialler:
+            heard.append(data)
+        return data
+
+    async with open_peer([NoiseNetlayer(identity=BOB)]) as b, middle(b) as way:
+        recorder = Recorder()
+        swiss = b.export(recorder).swiss
+        way.change = listen
+        async with open_peer([NoiseNetlayer(listen=False)], durable="never") as a:
+            await E(await a.enliven(ocapn.SturdyRef(at(way.address), swiss))).note(1)
+        assert recorder.seen == [1]
+        async with await dialled(b) as stream:
+            with contextlib.suppress(trio.BrokenResourceError):
+                for data in heard:
+                    await stream.send_all(data)
+            with trio.fail_after(5):
+                while not await ended(stream):
+                    pass
+        assert recorder.seen == [1]
+        assert all(b"note" not in data and swiss not in data for data in heard)
+
+
+@trio_test_real
+async def test_a_durable_session_moves_to_another_address(tmp_path: Path) -> None:
+    """Of a peer that was restarted elsewhere: who it has a session with finds it there from then on."""
+    store = durable.MemoryStore()
+    async with open_peer([NoiseNetlayer()]) as a:
+        recorder = Recorder()
+        sturdyref = a.export(recorder)
+        async with open_peer([NoiseNetlayer()], baggage=durable.Baggage(store)) as b:
+            await E(await b.enliven(sturdyref)).note(1)
+            session = between(a, b)
+            await until(lambda: session.durable and between(b, a).durable)
+            before = b.locator()
+        async with open_peer([NoiseNetlayer()], baggage=durable.Baggage(store.reopened())) as b:
+            await until(lambda: session.status == "live")
+            assert b.locator() == before == session.location
+            assert address_of(b) != before.hints["addr"]
+            assert session.location.hints == b.locator().hints
+            assert between(a, b) is session
