@@ -13,6 +13,7 @@ and the ratio is what counts: machines differ, and are shared.
     turn_100k_slots   1,000 calls under way to a peer with a baggage and 100,000 slots; against one with 100
     opening_100k_slots  a baggage with 100,000 exported objects and a peer with it are opened; against once a second
     resume            a cut, and the next answer, a baggage on both sides; against a new session and its first answer
+    noise_*, unix_*   sequential, outstanding_1000 and sessions over these netlayers; against tcp-testing-only
     syrup_*           a 150-byte deliver and a 10 kB value; against cbor2 on the same value
 """
 
@@ -24,6 +25,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -36,17 +38,10 @@ from ocapn import E, Symbol, send_only
 from ocapn.codec import syrup
 from ocapn.codec.operations import OPERATIONS
 from ocapn.limits import Limits
-from tests.bench import kept, large
-from tests.bench.figures import ROUNDS, Figure, pair, rate, server
+from tests.bench import kept, large, netlayers
+from tests.bench.calls import SMALL, outstanding, sequential, sessions
+from tests.bench.figures import ROUNDS, Figure, pair, rate, server, thousands
 
-SMALL: list[object] = [
-    "alice",
-    "bob",
-    42,
-    {"memo": "thanks for the lunch", "currency": "EUR"},
-    True,
-    bytes(16),
-]
 RAW_MESSAGE = bytes(150)
 
 Figures = dict[str, Figure]
@@ -71,20 +66,10 @@ class Calls:
         return await rate(int(3000 * self.scale), work)
 
     async def sequential(self) -> float:
-        async def work(count: int) -> None:
-            for _ in range(count):
-                await E(self.ref).echo(*SMALL)
-
-        return await rate(int(2000 * self.scale), work)
+        return await rate(int(2000 * self.scale), partial(sequential, self.ref))
 
     async def outstanding_1000(self) -> float:
-        async def work(count: int) -> None:
-            for _ in range(count // 1000):
-                promises = [E(self.ref).echo(*SMALL) for _ in range(1000)]
-                for promise in promises:
-                    await promise
-
-        return await rate(max(1000, int(10_000 * self.scale) // 1000 * 1000), work)
+        return await rate(thousands(10_000 * self.scale), partial(outstanding, self.ref))
 
     async def one_way(self) -> float:
         session = self.ref._import.session
@@ -128,11 +113,6 @@ async def _sessions(uri: str, port: int, scale: float) -> Figure:
     sturdyref = ocapn.SturdyRef.parse(uri)
     async with ocapn.open_peer([ocapn.TcpTestingNetlayer(listen=False)]) as peer:
 
-        async def work(count: int) -> None:
-            for _ in range(count):
-                await peer.enliven(sturdyref)
-                peer.sessions[0].end("measured")
-
         async def raw_work(count: int) -> None:
             for _ in range(count):
                 async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
@@ -142,7 +122,9 @@ async def _sessions(uri: str, port: int, scale: float) -> Figure:
                         left -= len(await stream.receive_some())
 
         count = int(200 * scale)
-        return await pair(lambda: rate(count, work), lambda: rate(count, raw_work))
+        return await pair(
+            lambda: rate(count, partial(sessions, peer, sturdyref)), lambda: rate(count, raw_work)
+        )
 
 
 def _kept(scale: float, names: list[str]) -> Figures:
@@ -277,6 +259,10 @@ def main() -> None:
     if names:
         note(", ".join(names) + " …")
         figures |= _kept(scale, names)
+    names = wanted(*netlayers.NAMES)
+    if names:
+        note(", ".join(names) + " …")
+        figures |= netlayers.measure(scale, names)
     names = wanted("turn_100k_slots", "opening_100k_slots", "resume")
     if names:
         note(", ".join(names) + " …")

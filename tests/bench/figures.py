@@ -52,6 +52,11 @@ async def pair(ours: Measure, baseline: Measure) -> Figure:
     return Figure.of(rates, baselines)
 
 
+def thousands(count: float) -> int:
+    """About so many, in whole thousands, one at least."""
+    return max(1000, int(count) // 1000 * 1000)
+
+
 @contextmanager
 def server(*options: str) -> Iterator[tuple[str, int]]:
     """The served process: the sturdyref's URI, and the port of the raw echo."""

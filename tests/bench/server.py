@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import tempfile
+from pathlib import Path
 
 import trio
 
 import durable
 import ocapn
+from ocapn.netlayers.base import Netlayer
 from tests.bench.kept import Counter
 from tests.bench.large import LIMITS, Maker
 
@@ -47,9 +50,17 @@ async def _echo(stream: trio.SocketStream) -> None:
         pass  # the client measured what it wanted and left
 
 
-async def serve(baggage: durable.Baggage | None, served: ocapn.Target) -> None:
+def listening(transport: str) -> Netlayer:
+    """The netlayer of that transport, on this machine."""
+    if transport == "noise":
+        return ocapn.NoiseNetlayer()
+    if transport == "unix":
+        return ocapn.UnixNetlayer(Path(tempfile.mkdtemp()) / "socket")
+    return ocapn.TcpTestingNetlayer()
+
+
+async def serve(baggage: durable.Baggage | None, served: ocapn.Target, netlayer: Netlayer) -> None:
     """Serves until killed."""
-    netlayer = ocapn.TcpTestingNetlayer()
     async with (
         ocapn.open_peer([netlayer], baggage=baggage, limits=LIMITS) as peer,
         trio.open_nursery() as nursery,
@@ -67,11 +78,13 @@ def main() -> None:
     parser.add_argument("--baggage", help="keep a counter in this directory")
     parser.add_argument("--counts", action="store_true", help="serve a counter")
     parser.add_argument("--makes", action="store_true", help="serve a maker of counters")
+    parser.add_argument("--netlayer", default="tcp", help="tcp, noise or unix")
     given = parser.parse_args()
     if given.pin is not None:
         os.sched_setaffinity(0, {given.pin})
     baggage = None if given.baggage is None else durable.open_baggage(given.baggage)
-    trio.run(serve, baggage, Maker() if given.makes else Counter() if given.counts else Served())
+    served = Maker() if given.makes else Counter() if given.counts else Served()
+    trio.run(serve, baggage, served, listening(given.netlayer))
 
 
 if __name__ == "__main__":
