@@ -24,7 +24,7 @@ from ocapn.cli.output import complain, debugging, logged
 from ocapn.cli.signals import SIGNALS
 from ocapn.cli.status import control_path
 from ocapn.cli.uris import read_bytes
-from ocapn.cli.wires import DEFAULT, LISTEN_HELP, Asked, listening, port_of, traced, warn_of
+from ocapn.cli.wires import DEFAULT, LISTEN_HELP, Asked, listening, port_of, traced, warn_of, websocket
 from ocapn.control import control_socket
 from ocapn.errors import BadLocator, ConnectFailed
 from ocapn.model.locators import PeerLocator, SturdyRef
@@ -140,7 +140,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--insecure-bind",
         action="store_true",
-        help="allows tcp on other than loopback addresses: anybody on the way can read and forge everything",
+        help="allows tcp and ws on other than loopback addresses: anybody on the way can read and forge everything",
     )
     parser.add_argument(
         "--swiss",
@@ -157,15 +157,25 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--identity",
         metavar="FILE",
-        help="the key that the peer proves to have over noise; a file that is not there is made, with mode 0600. "
-        "By default the one in the baggage, or drawn at random",
+        help="the key that the peer proves to have over noise and websocket; a file that is not there is made, with "
+        "mode 0600. By default the one in the baggage, or drawn at random",
     )
     parser.add_argument(
         "--advertise",
         action="append",
         default=[],
-        metavar="HOST:PORT",
-        help="where others dial the peer over noise, if not where it listens. May be repeated",
+        metavar="PLACE",
+        help="where others dial the peer, if not where it listens: HOST:PORT for noise, which may be repeated; the URL "
+        "of a proxy, ws:// or wss://, for websocket",
+    )
+    parser.add_argument(
+        "--tls-certificate",
+        metavar="FILE",
+        help="the certificate, PEM, with which a peer listens at wss://; or, of one that listens at ws://, that of its "
+        "proxy, so that sessions survive their connections",
+    )
+    parser.add_argument(
+        "--tls-key", metavar="FILE", help="the key of the certificate, if it is not in the same file"
     )
     parser.add_argument(
         "--trace", action="store_true", help="shows every message on standard error, without swiss numbers"
@@ -178,7 +188,7 @@ def _run(given: argparse.Namespace) -> None:
     asked = _asked(given, urls)
     netlayers = _netlayers(urls, asked)
     for url in urls:
-        warn_of(url)
+        warn_of(url, asked)
     options = seals.asked(given)
     if given.baggage is None and options != seals.Asked():
         raise Failure(ExitCode.USAGE, "a seal is that of a baggage: --baggage is missing")
@@ -311,26 +321,47 @@ def _unexport(peer: Peer, swiss: bytes) -> None:
 
 def _asked(given: argparse.Namespace, urls: Sequence[str]) -> Asked:
     """What the options say of how to listen. Raises Failure, ConnectFailed."""
-    noise = [url for url in urls if url.startswith("noise:")]
+    schemes = [url.partition(":")[0] for url in urls]
+    proves = [scheme for scheme in schemes if scheme in ("noise", "ws", "wss")]
     if given.designator is not None:
-        if noise == list(urls):
+        if proves == schemes:
             raise Failure(
-                ExitCode.USAGE, "the designator of a noise peer is its key, which --identity FILE keeps"
+                ExitCode.USAGE,
+                "the designator of a noise or websocket peer is its key, which --identity FILE keeps",
             )
         try:
             PeerLocator("unix", given.designator)
         except BadLocator as error:
             raise Failure(ExitCode.USAGE, f"--designator: {error}") from None
-    for option, value in (("--identity", given.identity), ("--advertise", given.advertise)):
-        if value and not noise:
-            raise Failure(ExitCode.USAGE, f"{option} is for --listen noise://HOST:PORT")
-    for address in given.advertise:
+    if given.identity and not proves:
+        raise Failure(ExitCode.USAGE, "--identity is for --listen noise://, ws:// and wss://")
+    url, addresses = None, []
+    for place in given.advertise:
+        is_url = place.startswith(("ws://", "wss://"))
+        if (is_url and not {"ws", "wss"} & set(schemes)) or (not is_url and "noise" not in schemes):
+            raise Failure(
+                ExitCode.USAGE,
+                "--advertise is HOST:PORT for --listen noise://, or a URL for --listen ws:// and wss://",
+            )
         try:
-            parse_address(address)
+            if is_url:
+                websocket().url_parts(place)
+                url = place
+            else:
+                parse_address(place)
+                addresses.append(place)
         except BadLocator as error:
             raise Failure(ExitCode.USAGE, f"--advertise: {error}") from None
     identity = None if given.identity is None else identity_file(given.identity)
-    return Asked(given.designator, identity, tuple(given.advertise), given.insecure_bind)
+    return Asked(
+        given.designator,
+        identity,
+        tuple(addresses),
+        url,
+        given.tls_certificate,
+        given.tls_key,
+        given.insecure_bind,
+    )
 
 
 def _netlayers(

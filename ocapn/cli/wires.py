@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import ssl
 from collections.abc import Callable, Sequence
-from typing import Final, final
+from functools import partial
+from typing import Any, Final, final
 from urllib.parse import urlsplit
 
 import attrs
@@ -16,7 +19,7 @@ from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
 from ocapn.netlayers.base import Channel, Listener, Netlayer
 from ocapn.netlayers.noise import NoiseNetlayer
-from ocapn.netlayers.tcp import is_loopback
+from ocapn.netlayers.tcp import is_every_address, is_loopback
 from ocapn.netlayers.tcp_testing import TcpTestingNetlayer
 from ocapn.netlayers.unix import UnixNetlayer
 from ocapn.trace import Tracer
@@ -24,6 +27,7 @@ from ocapn.trace import Tracer
 #: For help texts.
 LISTEN_HELP: Final = (
     "where to listen: noise://HOST:PORT (encrypted, and both sides prove who they are: for any network), "
+    "ws://HOST:PORT/PATH or wss://HOST:PORT/PATH (the transport websocket), "
     "tcp://HOST:PORT (the transport tcp-testing-only, which has no security) or unix:///PATH (a socket file). "
     "Port 0 takes any free one. May be repeated, once for each transport. "
     "Default: noise://127.0.0.1:0"
@@ -33,7 +37,21 @@ DEFAULT: Final = "noise://127.0.0.1:0"
 
 def dialling() -> list[Netlayer]:
     """Every netlayer there is, to dial and not to listen."""
-    return [NoiseNetlayer(listen=False), TcpTestingNetlayer(listen=False), UnixNetlayer()]
+    netlayers = [NoiseNetlayer(listen=False), TcpTestingNetlayer(listen=False), UnixNetlayer()]
+    if has_websocket():
+        netlayers.append(websocket().WebSocketNetlayer(listen=False))
+    return netlayers
+
+
+def has_websocket() -> bool:
+    return importlib.util.find_spec("wsproto") is not None
+
+
+def websocket() -> Any:
+    """The module of that netlayer. Raises Failure if what it needs is not there."""
+    if not has_websocket():
+        raise Failure(ExitCode.USAGE, "websocket needs the package wsproto: pip install 'ocapn[websocket]'")
+    return importlib.import_module("ocapn.netlayers.websocket")
 
 
 @attrs.frozen
@@ -42,7 +60,12 @@ class Asked:
 
     designator: str | None = None
     identity: Identity | None = None
+    #: Addresses for noise, a URL for websocket.
     advertise: tuple[str, ...] = ()
+    url: str | None = None
+    #: Files with the certificate that those see who dial a websocket, and with its key.
+    certificate: str | None = None
+    key: str | None = None
     insecure_bind: bool = False
 
 
@@ -64,18 +87,26 @@ def listening(url: str, asked: Asked, last_port: int | None = None) -> Netlayer:
         if port or not last_port or (scheme == "noise" and asked.advertise):
             return netlayer
         return _Again(netlayer, make(host, last_port, asked))
+    if parts.scheme in ("ws", "wss"):
+        if not host or parts.query or parts.fragment or parts.username or parts.password:
+            raise _bad(url, f"it is {parts.scheme}://HOST:PORT/PATH")
+        make = partial(_websocket, parts.scheme == "wss", parts.path or "/")
+        netlayer = make(host, port or 0, asked)
+        if port or not last_port or asked.url is not None:
+            return netlayer
+        return _Again(netlayer, make(host, last_port, asked))
     if parts.scheme == "unix":
         if parts.netloc or extra or len(parts.path) < 2:
             raise _bad(url, "it is unix:///PATH, with three slashes")
         return UnixNetlayer(parts.path, designator=asked.designator)
-    raise _bad(url, "it begins with noise://, tcp:// or unix://")
+    raise _bad(url, "it begins with noise://, ws://, wss://, tcp:// or unix://")
 
 
-def warn_of(url: str) -> None:
+def warn_of(url: str, asked: Asked) -> None:
     """Says what is not safe about listening there."""
     parts = urlsplit(url)
     host = parts.hostname or ""
-    if parts.scheme in ("tcp", "tcp-testing-only") and not is_loopback(host):
+    if parts.scheme in ("tcp", "tcp-testing-only", "ws") and asked.url is None and not is_loopback(host):
         line = f"ocapn serve: warning: listening on {host} without any security, as --insecure-bind says"
         if host in ("0.0.0.0", "::"):
             line += (
@@ -87,6 +118,8 @@ def warn_of(url: str) -> None:
 def port_of(location: PeerLocator) -> int | None:
     """The TCP port that a peer is at, if its location says so."""
     _, _, port = location.hints.get("addr", "").rpartition(":")
+    if "url" in location.hints:
+        return urlsplit(location.hints["url"]).port
     port = location.hints.get("port", port)
     return int(port) if port.isascii() and port.isdigit() else None
 
@@ -103,6 +136,59 @@ def _noise(host: str, port: int, asked: Asked) -> Netlayer:
             ExitCode.USAGE,
             f"{host} stands for every address of this machine; --advertise HOST:PORT says at which others find it",
         ) from None
+
+
+def _websocket(tls: bool, path: str, host: str, port: int, asked: Asked) -> Netlayer:
+    module = websocket()
+    if tls and asked.certificate is None:
+        raise Failure(
+            ExitCode.USAGE,
+            "--listen wss:// takes --tls-certificate FILE, and --tls-key FILE if that is apart",
+        )
+    if not (tls or asked.insecure_bind or is_loopback(host) or (asked.url or "").startswith("wss:")):
+        raise Failure(
+            ExitCode.USAGE,
+            f"{host} is no loopback address, and ws:// is not encrypted: listen at wss://, --advertise the wss:// URL "
+            "of a proxy, or say --insecure-bind if you mean it",
+        )
+    if asked.url is None and is_every_address(host):
+        raise Failure(
+            ExitCode.USAGE,
+            f"{host} stands for every address of this machine; --advertise URL says at which others find it",
+        )
+    context, certificate = None, None
+    if asked.certificate is not None:
+        certificate = _certificate(module, asked.certificate)
+    if tls:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        try:
+            context.load_cert_chain(str(asked.certificate), asked.key)
+        except OSError as error:  # ssl.SSLError too
+            key = asked.key or asked.certificate
+            raise Failure(
+                ExitCode.FILE, f"{key} holds no key that fits {asked.certificate}: {error}"
+            ) from None
+    netlayer: Netlayer = module.WebSocketNetlayer(
+        host,
+        port,
+        path,
+        identity=asked.identity,
+        url=asked.url,
+        tls=context,
+        certificate=certificate,
+        insecure_bind=asked.insecure_bind,
+    )
+    return netlayer
+
+
+def _certificate(module: Any, path: str) -> bytes:
+    try:
+        der: bytes = module.certificate_in(path)
+    except OSError as error:
+        raise Failure(ExitCode.FILE, f"cannot read {path}: {error.strerror}") from None
+    except ValueError:
+        raise Failure(ExitCode.MALFORMED, f"{path} holds no certificate: a PEM file has one") from None
+    return der
 
 
 def _tcp(host: str, port: int, asked: Asked) -> Netlayer:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Sequence
-from ipaddress import ip_address
 from typing import Final, final
 
 import trio
@@ -21,7 +20,7 @@ from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
 from ocapn.netlayers.base import Channel, ChannelBroken, Listener, Netlayer, StreamChannel, unreachable
 from ocapn.netlayers.identity import new_identity
-from ocapn.netlayers.tcp import connect, listen, tune
+from ocapn.netlayers.tcp import connect, is_every_address, listen, tune
 from ocapn.noise.introduction import FIRST, NO_CODEC, SECOND, THIRD, Introduction
 from ocapn.noise.packets import Packets, packet
 from ocapn.noise.protocol import NoiseError
@@ -74,7 +73,7 @@ class NoiseNetlayer(Netlayer):
             raise ValueError(f"a locator names up to {_MOST} addresses")
         for address in advertise:
             parse_address(address)
-        if listen and not advertise and _is_every(host):
+        if listen and not advertise and is_every_address(host):
             raise ValueError(
                 f"{host} stands for every address of this machine; advertise= says at which others find it"
             )
@@ -163,13 +162,6 @@ class NoiseNetlayer(Netlayer):
     def introduction(self, responder: bytes | None = None) -> Introduction:
         """This peer's side of a new handshake."""
         return Introduction(self._identity, self._static, secrets.token_bytes(32), responder=responder)
-
-
-def _is_every(host: str) -> bool:
-    try:
-        return ip_address(host).is_unspecified
-    except ValueError:
-        return False
 
 
 def _addresses(locator: PeerLocator) -> list[str]:

@@ -20,6 +20,14 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def is_every_address(host: str) -> bool:
+    """Whether a host stands for all addresses of this machine, so that it says nobody where to dial."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
 def tune(stream: trio.SocketStream) -> str:
     """A dead peer is found within two minutes or so; small messages go out at once. Returns where it comes from."""
     try:

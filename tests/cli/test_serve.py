@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trustme
 
 import ocapn
 from ocapn import E, SturdyRef
@@ -231,7 +232,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             ["--listen", "foo"],
             2,
-            "--listen foo: it begins with noise://, tcp:// or unix://; 'ocapn serve --help' explains",
+            "--listen foo: it begins with noise://, ws://, wss://, tcp:// or unix://; 'ocapn serve --help' explains",
         ),
         (["--listen", "tcp://h:99999"], 2, "--listen tcp://h:99999: Port out of range 0-65535; "),
         (["--listen", "tcp://:1"], 2, "--listen tcp://:1: it is tcp://HOST:PORT; "),
@@ -262,18 +263,54 @@ def served(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             ["--listen", "tcp://127.0.0.1", "--advertise", "example.org:1"],
             2,
-            "--advertise is for --listen noise://HOST:PORT",
+            "--advertise is HOST:PORT for --listen noise://, or a URL for --listen ws:// and wss://",
+        ),
+        (
+            ["--advertise", "wss://example.org/"],
+            2,
+            "--advertise is HOST:PORT for --listen noise://, or a URL for --listen ws:// and wss://",
+        ),
+        (
+            ["--listen", "ws://127.0.0.1", "--advertise", "wss:///x"],
+            2,
+            "--advertise: a websocket locator needs the hint url: ws://HOST:PORT/PATH or wss://HOST:PORT/PATH",
         ),
         (
             ["--listen", "tcp://127.0.0.1", "--identity", "x"],
             2,
-            "--identity is for --listen noise://HOST:PORT",
+            "--identity is for --listen noise://, ws:// and wss://",
+        ),
+        (["--listen", "ws://h:1/x?y"], 2, "--listen ws://h:1/x?y: it is ws://HOST:PORT/PATH; "),
+        (
+            ["--listen", "ws://192.0.2.1:1"],
+            2,
+            "192.0.2.1 is no loopback address, and ws:// is not encrypted: listen at wss://, ",
+        ),
+        (
+            ["--listen", "ws://[::]:1", "--insecure-bind"],
+            2,
+            ":: stands for every address of this machine; --advertise URL says at which others find it",
+        ),
+        (
+            ["--listen", "wss://127.0.0.1"],
+            2,
+            "--listen wss:// takes --tls-certificate FILE, and --tls-key FILE if that is apart",
+        ),
+        (
+            ["--listen", "wss://127.0.0.1", "--tls-certificate", "/nonexistent/x"],
+            6,
+            "cannot read /nonexistent/x: No such file or directory",
+        ),
+        (
+            ["--listen", "wss://127.0.0.1", "--tls-certificate", "/dev/null"],
+            4,
+            "/dev/null holds no certificate: a PEM file has one",
         ),
         (["--identity", "/"], 3, "the identity in / cannot be used: Is a directory"),
         (
             ["--designator", "me"],
             2,
-            "the designator of a noise peer is its key, which --identity FILE keeps",
+            "the designator of a noise or websocket peer is its key, which --identity FILE keeps",
         ),
         (
             ["--listen", "tcp://127.0.0.1", "--designator", ""],
@@ -452,3 +489,31 @@ async def test_a_malformed_message_is_told_by_its_offset(capsys: pytest.CaptureF
         "#1 <- 3 bytes without notation: malformed at byte 2: a number is followed by + - \" ' or :\n"
         "#1 closed\n"
     )
+
+
+def test_over_tls_and_noise_at_once_as_the_same_peer(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    pem, trusted = tmp_path / "server.pem", tmp_path / "ca.pem"
+    certificate.private_key_and_cert_chain_pem.write_to_path(str(pem))
+    authority.cert_pem.write_to_path(str(trusted))
+    options = ["--listen", "wss://127.0.0.1:0/captp", "--listen", "noise://127.0.0.1:0"]
+    options += ["--tls-certificate", str(pem), "--identity", str(tmp_path / "key")]
+    with serving("add", options=options) as (process, (first,)):
+        websocket, noise = SturdyRef.parse(first), SturdyRef.parse(line(process).split(" ")[1])
+        assert [one.peer.transport for one in (websocket, noise)] == ["websocket", "noise"]
+        assert websocket.peer.designator == noise.peer.designator
+        monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
+        for sturdyref in (websocket, noise):
+            code, out, _ = run(capsys, "call", sturdyref.uri, "-", "2", "3")
+            assert (code, out) == (0, "5\n")
+
+
+def test_a_certificate_without_its_key(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pem = tmp_path / "server.pem"
+    trustme.CA().issue_cert("127.0.0.1").cert_chain_pems[0].write_to_path(str(pem))
+    code, _, err = _failed(capsys, "--listen", "wss://127.0.0.1", "--tls-certificate", str(pem))
+    assert code == ExitCode.FILE
+    assert err.startswith(f"ocapn serve: {pem} holds no key that fits {pem}: ")

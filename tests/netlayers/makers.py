@@ -9,6 +9,7 @@ from ocapn.netlayers.memory import MemoryNetlayer, MemoryNetwork
 from ocapn.netlayers.noise import NoiseNetlayer
 from ocapn.netlayers.tcp_testing import TcpTestingNetlayer
 from ocapn.netlayers.unix import UnixNetlayer
+from ocapn.netlayers.websocket import WebSocketNetlayer
 from ocapn.testing import MakeNetlayer
 
 
@@ -31,6 +32,10 @@ def tcp(framing: str) -> MakeNetlayer:
 
 def noise(*, listen: bool) -> NoiseNetlayer:
     return NoiseNetlayer(listen=listen)
+
+
+def websocket(*, listen: bool) -> WebSocketNetlayer:
+    return WebSocketNetlayer(listen=listen)
 
 
 def unix(directory: Path) -> MakeNetlayer:

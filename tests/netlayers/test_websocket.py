@@ -1,0 +1,508 @@
+"""websocket: who is proved, TLS, what other programs send to a port, and the bytes that other implementations know."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import os
+import re
+import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from hashlib import sha256
+from typing import Any
+
+import pytest
+import trio
+import trustme
+from wsproto.frame_protocol import FrameProtocol
+
+import ocapn
+from ocapn import ConnectFailed, E, Identity, Limits, Peer, PeerLocator, open_peer, send_only
+from ocapn.codec.operations import read_signature
+from ocapn.codec.syrup import Record, decode
+from ocapn.crypto import verify
+from ocapn.errors import BadLocator, RemoteProtocolError
+from ocapn.netlayers.websocket import WebSocketChannel, WebSocketNetlayer
+from ocapn.testing import check_netlayer
+from tests.netlayers import makers
+from tests.peer.support import Echo, Recorder, between, far
+from tests.support import trio_test_real
+
+ALICE, BOB, MALLORY = (Identity(bytes([number]) * 32) for number in (1, 2, 3))
+
+AUTHORITY = trustme.CA()
+CERTIFICATE = AUTHORITY.issue_cert("127.0.0.1")
+DER = ssl.PEM_cert_to_DER_cert(CERTIFICATE.cert_chain_pems[0].bytes().decode())
+
+
+def server_context() -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    CERTIFICATE.configure_cert(context)
+    return context
+
+
+def trust() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    AUTHORITY.configure_trust(context)
+    return context
+
+
+def secure(*, listen: bool, certificate: bytes | None = DER, **options: Any) -> WebSocketNetlayer:
+    tls = server_context() if listen else None
+    return WebSocketNetlayer(listen=listen, tls=tls, trust=trust(), certificate=certificate, **options)
+
+
+def at(url: str, identity: Identity = BOB) -> PeerLocator:
+    return PeerLocator("websocket", identity.designator, {"url": url})
+
+
+def url_of(peer: Peer) -> str:
+    return peer.locator("websocket").hints["url"]
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    while not is_so():  # noqa: ASYNC110 - it is for other tasks
+        await trio.sleep(0.01)
+
+
+@trio_test_real
+async def test_contract() -> None:
+    await check_netlayer(
+        makers.websocket,
+        nobody=[at("ws://127.0.0.1:1/"), at("ws://host.invalid/")],
+        malformed=[
+            PeerLocator("websocket", BOB.designator),
+            PeerLocator("websocket", "bob", {"url": "ws://127.0.0.1:9/"}),
+            *map(
+                at,
+                (
+                    "http://127.0.0.1/",
+                    "ws://",
+                    "ws:///x",
+                    "ws://h:99999/",
+                    "ws://a@h/",
+                    "ws://h/#x",
+                    "ws://h/ä",
+                ),
+            ),
+        ],
+    )
+
+
+@trio_test_real
+async def test_contract_with_tls() -> None:
+    await check_netlayer(secure)
+
+
+@trio_test_real
+async def test_a_peer_over_tls_and_one_that_is_not_trusted() -> None:
+    async with open_peer([secure(listen=True, identity=BOB)]) as b, open_peer([secure(listen=False)]) as a:
+        assert url_of(b).startswith("wss://127.0.0.1:")
+        ref = await far(b, a, Echo())
+        data = os.urandom(900_000)
+        assert await E(ref).echo(data) == data
+        async with open_peer([WebSocketNetlayer(listen=False)]) as other:  # which trusts those of the system
+            with pytest.raises(ConnectFailed, match=r"no TLS: .*certificate verify failed"):
+                await other.connect(b.locator())
+            with pytest.raises(ConnectFailed, match="in the handshake"):
+                await other.connect(at(url_of(b).replace("wss:", "ws:")))
+
+
+# Durable sessions
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_durable_session_goes_on_after_a_cut(tls: bool) -> None:
+    @trio_test_real
+    async def run() -> None:
+        make = secure if tls else makers.websocket
+        async with open_peer([make(listen=True)]) as b, open_peer([make(listen=False)]) as a:
+            recorder = Recorder()
+            ref = await far(b, a, recorder)
+            session = between(a, b)
+            await until(lambda: session.durable and between(b, a).durable)
+            events = session.events()
+            (connection,) = a._connections.values()
+            channel = connection.channel
+            assert isinstance(channel, WebSocketChannel)
+            for number in range(10):
+                send_only(ref).note(number)
+            await channel.aclose()
+            send_only(ref).note(10)
+            assert await E(ref).note(11) is None
+            assert recorder.seen == list(range(12))
+            assert [(await events.receive()).status for _ in range(2)] == ["suspended", "live"]
+            bindings = {one.channel.binding for peer in (a, b) for one in peer._connections.values()}
+            assert bindings == {sha256(DER).digest() if tls else b""}
+
+    run()
+
+
+@pytest.mark.parametrize(
+    ("options", "durable"),
+    [
+        ({"tls": True, "certificate": None}, False),  # it does not know which one those who dial see
+        ({"url": "wss://example.org/"}, False),
+        ({"url": "wss://example.org/", "certificate": DER}, True),
+        ({"url": "ws://example.org/"}, True),
+        ({}, True),
+    ],
+)
+def test_where_a_session_may_be_durable(options: dict[str, Any], durable: bool) -> None:
+    """As the side that listens sees it. A binding that the two sides do not share would only fail when it is needed."""
+    tls = server_context() if options.pop("tls", False) else None
+    netlayer = WebSocketNetlayer(tls=tls, **options)
+
+    @trio_test_real
+    async def run() -> None:
+        listener = await netlayer.listen(Limits())
+        assert listener is not None
+        port = listener._listener.socket.getsockname()[1]  # type: ignore[attr-defined]
+        accepted: list[Any] = []
+
+        async def accept() -> None:
+            accepted.append(await listener.accept())
+            await accepted[0].begin()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(accept)
+            here = WebSocketNetlayer(listen=False, trust=trust())
+            url = f"{'wss' if tls else 'ws'}://127.0.0.1:{port}/"
+            channel = await here.dial(
+                PeerLocator("websocket", netlayer.location.designator, {"url": url}), Limits()
+            )
+        assert (accepted[0].binding is not None) is durable
+        await channel.aclose()
+        await accepted[0].aclose()
+        await listener.aclose()
+
+    run()
+
+
+# Who it is
+
+
+@trio_test_real
+async def test_the_bytes_by_which_a_peer_proves_who_it_is() -> None:
+    """As other implementations write them, over a connection of its own making."""
+    async with open_peer([WebSocketNetlayer(identity=BOB, path="/captp")]) as b:
+        stream, frames = await upgraded(b, "/captp")
+        drawn = bytes(range(32))
+        asked = b"<14'init:peer-auth32:" + drawn + b">"
+        await stream.send_all(bytes(frames.send_data(asked, fin=True)))
+        answer = await message(stream, frames)
+        assert answer.startswith(b"<17'desc:sig-envelope" + asked + b"[7'sig-val[5'eddsa[1'r32:")
+        record = decode(answer)
+        assert isinstance(record, Record)
+        assert verify(BOB.public_key, asked, read_signature(record.fields[1]))
+        await stream.aclose()
+
+
+async def upgraded(peer: Peer, path: str = "/") -> tuple[trio.SocketStream, FrameProtocol]:
+    """A connection that any other program could have made."""
+    port = int(re.search(r":(\d+)/", url_of(peer))[1])  # type: ignore[index]
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    key = base64.b64encode(os.urandom(16)).decode()
+    await stream.send_all(
+        f"GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+    )
+    head = b""
+    while b"\r\n\r\n" not in head:
+        data = await stream.receive_some()
+        assert data
+        head += data
+    assert head.startswith(b"HTTP/1.1 101")
+    return stream, FrameProtocol(True, [])
+
+
+async def message(stream: trio.SocketStream, frames: FrameProtocol) -> bytes:
+    """What the next frame holds; empty at the end."""
+    while True:
+        for frame in frames.received_frames():
+            return bytes(frame.payload)  # type: ignore[arg-type]
+        data = await received(stream)
+        if not data:
+            return b""
+        frames.receive_bytes(data)
+
+
+async def received(stream: trio.SocketStream) -> bytes:
+    try:
+        return bytes(await stream.receive_some())
+    except trio.BrokenResourceError:
+        return b""
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        b"",
+        b"<14'init:peer-auth31:" + bytes(31) + b">",
+        b"<14'init:peer-auth33:" + bytes(33) + b">",
+        b"<14'init:peer-auth32:" + bytes(32) + b"1+>",
+        b"<14'init:peer-auth>",
+        b"<14'init:peer-auth32'" + bytes(32) + b">",
+        b"<14'init:peer-auth[32:" + bytes(32) + b"]>",
+        b"<14'init:peer-auth32:" + bytes(32) + b">x",
+        b"<11'my-location32:" + bytes(32) + b">",
+        b"32:" + bytes(32),
+        bytes(32),
+        b"ocapn-noise-1responder" + bytes(64),
+        b"<16'op:start-session3\"1.0>",
+    ],
+)
+def test_it_signs_nothing_but_a_challenge(asked: bytes) -> None:
+    with pytest.raises(
+        RemoteProtocolError, match="the first message of a websocket is <init:peer-auth :32-bytes>"
+    ):
+        WebSocketNetlayer(identity=BOB).answer(asked)
+
+
+@trio_test_real
+async def test_another_peer_at_that_place() -> None:
+    async with (
+        open_peer([WebSocketNetlayer(identity=MALLORY)]) as there,
+        open_peer([makers.websocket(listen=False)]) as a,
+    ):
+        with pytest.raises(ConnectFailed, match="does not prove that it is the one that was dialled"):
+            await a.connect(at(url_of(there), BOB))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda answer, other: other,  # to another challenge
+        lambda answer, other: answer[:-20] + bytes([answer[-20] ^ 1]) + answer[-19:],
+        lambda answer, other: answer.replace(b"desc:sig-envelope", b"desc:sig-envelops"),
+        lambda answer, other: b"<2'ab>",
+        lambda answer, other: b"f",
+        lambda answer, other: answer + b"f",
+    ],
+)
+def test_an_answer_that_proves_nothing(change: Callable[[bytes, bytes], bytes]) -> None:
+    netlayer = WebSocketNetlayer(identity=BOB)
+    real = WebSocketNetlayer.answer
+    other = real(netlayer, b"<14'init:peer-auth32:" + bytes(32) + b">")
+    netlayer.answer = lambda challenge: change(real(netlayer, challenge), other)  # type: ignore[method-assign]
+
+    @trio_test_real
+    async def run() -> None:
+        async with open_peer([netlayer]) as b, open_peer([makers.websocket(listen=False)]) as a:
+            with pytest.raises(ConnectFailed, match="does not prove that it is the one that was dialled"):
+                await a.connect(b.locator())
+
+    run()
+
+
+@trio_test_real
+async def test_who_dials_proves_nothing_and_who_answers_is_the_one() -> None:
+    async with open_peer([WebSocketNetlayer(identity=BOB)]) as b, open_peer([WebSocketNetlayer()]) as a:
+        await far(b, a, Echo())
+        assert between(a, b).authenticated
+        assert not between(b, a).authenticated
+
+
+@trio_test_real
+async def test_a_location_that_is_not_the_one_that_was_proved() -> None:
+    netlayer = WebSocketNetlayer(identity=MALLORY)
+    async with open_peer([netlayer]) as there, open_peer([WebSocketNetlayer()]) as a:
+        true = there.locator()
+        netlayer.location = there.node.own[0] = at(url_of(there), ALICE)
+        with pytest.raises(ConnectFailed, match=r"was dialled, and .* answered"):
+            await a.connect(true)
+
+
+# What comes to a port
+
+
+@pytest.mark.parametrize(
+    ("said", "answer", "logged"),
+    [
+        (b"hello\r\n\r\n", b"HTTP/1.1 400", "that is no WebSocket client"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"HTTP/1.1 400", "that is no WebSocket client"),
+        (b"\x16\x03\x01\x02\0\x01" + b"\r\n\r\n", b"HTTP/1.1 400", "that is no WebSocket client"),
+        (
+            b"GET /x HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n",
+            b"HTTP/1.1 404",
+            "another path",
+        ),
+        (b"GET / HTTP/1.1\r\n" + 9000 * b"x", b"", "the head of HTTP has more than 8,192 bytes"),
+    ],
+)
+def test_what_is_no_websocket_client(
+    said: bytes, answer: bytes, logged: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    @trio_test_real
+    async def run() -> None:
+        async with open_peer([WebSocketNetlayer(identity=BOB)]) as b:
+            port = int(re.search(r":(\d+)/", url_of(b))[1])  # type: ignore[index]
+            async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+                await stream.send_all(said)
+                got = b""
+                with trio.fail_after(5):
+                    while data := await received(stream):
+                        got += data
+                assert got.startswith(answer)
+            await until(lambda: not b._acceptor.unauthenticated)
+
+    run()
+    assert logged in caplog.text
+
+
+@pytest.mark.parametrize("steps", ["nothing", "half a request", "no challenge"])
+def test_a_handshake_that_is_not_finished_is_closed_after_a_while(steps: str) -> None:
+    @trio_test_real
+    async def run() -> None:
+        async with open_peer([WebSocketNetlayer(identity=BOB)], limits=Limits(handshake=0.2)) as b:
+            if steps == "no challenge":
+                stream, _ = await upgraded(b)
+            else:
+                port = int(re.search(r":(\d+)/", url_of(b))[1])  # type: ignore[index]
+                stream = await trio.open_tcp_stream("127.0.0.1", port)
+                if steps == "half a request":
+                    await stream.send_all(b"GET / HTTP/1.1\r\nHost")
+            with trio.fail_after(5):
+                while await received(stream):
+                    pass
+            await stream.aclose()
+            await until(lambda: not b._acceptor.unauthenticated)
+
+    run()
+
+
+@pytest.mark.parametrize(
+    ("frame", "said"),
+    [
+        (lambda frames: frames.send_data("text", fin=True), "each message is a binary one"),
+        (lambda frames: b"\x83\x80\0\0\0\0", "Invalid opcode"),
+        (lambda frames: b"\x82\x01x", "unmasked"),
+        (lambda frames: frames.send_data(bytes(9000), fin=True), "more than 8192 bytes"),
+        (
+            lambda frames: frames.send_data(bytes(5000), fin=False) + frames.send_data(bytes(5000), fin=True),
+            "more than 8192",
+        ),
+        (lambda frames: b"\xc2\x80\0\0\0\0", "Reserved bit"),
+        (lambda frames: b"\x80\x80\0\0\0\0", "unexpected CONTINUATION"),
+    ],
+)
+def test_frames_that_are_none_of_this_netlayer(
+    frame: Callable[[FrameProtocol], bytes], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    @trio_test_real
+    async def run() -> None:
+        async with open_peer([WebSocketNetlayer(identity=BOB)]) as b:
+            stream, frames = await upgraded(b)
+            await stream.send_all(bytes(frame(frames)))
+            with trio.fail_after(5), suppress(AssertionError):
+                while await received(stream):
+                    pass
+            await stream.aclose()
+
+    run()
+    assert said in caplog.text
+
+
+@trio_test_real
+async def test_pings_are_answered_and_the_last_is_enough() -> None:
+    async with open_peer([WebSocketNetlayer(identity=BOB)]) as b:
+        stream, frames = await upgraded(b)
+        await stream.send_all(b"".join(bytes(frames.ping(b"%d" % number)) for number in range(3)))
+        assert await message(stream, frames) == b"2"
+        await stream.send_all(bytes(frames.ping(b"again")))
+        assert await message(stream, frames) == b"again"
+        await stream.aclose()
+
+
+@trio_test_real
+async def test_a_message_that_does_not_end_in_time() -> None:
+    netlayer = WebSocketNetlayer(identity=BOB)
+    async with open_peer([netlayer], limits=Limits(frame_progress=0.2)) as b:
+        stream, frames = await upgraded(b)
+        await stream.send_all(bytes(frames.send_data(b"<14'", fin=False)))
+        with trio.fail_after(5):
+            while await received(stream):
+                pass
+        await stream.aclose()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 301 Moved\r\nLocation: ws://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: AAAAAAAAAAAAAAAAAAAAAAAAAAA=\r\n\r\n",
+        b"SSH-2.0-OpenSSH\r\n\r\n",
+        b"",
+        10_000 * b"x",
+    ],
+)
+def test_a_server_that_is_none_of_this_netlayer(answer: bytes) -> None:
+    @trio_test_real
+    async def run() -> None:
+        async def serve(stream: trio.SocketStream) -> None:
+            await stream.receive_some()
+            with suppress(trio.BrokenResourceError):
+                await stream.send_all(answer)
+
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        url = f"ws://127.0.0.1:{listener.socket.getsockname()[1]}/"
+        async with trio.open_nursery() as nursery, open_peer([makers.websocket(listen=False)]) as a:
+            nursery.start_soon(trio.serve_listeners, serve, [listener])
+            with pytest.raises(ConnectFailed):
+                await a.connect(at(url))
+            nursery.cancel_scope.cancel()
+
+    run()
+
+
+# Where it is
+
+
+def test_what_it_binds_to() -> None:
+    with pytest.raises(
+        ValueError, match="ws:// is not encrypted, so it binds to loopback addresses, not to "
+    ):
+        WebSocketNetlayer("0.0.0.0")
+    with pytest.raises(ValueError, match="binds to loopback"):
+        WebSocketNetlayer("0.0.0.0", url="ws://example.org/")
+    for options in (
+        {"url": "wss://example.org/x"},
+        {"tls": server_context(), "url": "wss://example.org/"},
+        {"insecure_bind": True, "url": "ws://example.org/"},
+        {"listen": False},
+    ):
+        WebSocketNetlayer("0.0.0.0", **options)
+    with pytest.raises(ValueError, match="stands for every address of this machine; url="):
+        WebSocketNetlayer("::", tls=server_context())
+    with pytest.raises(ValueError, match="a path begins with /"):
+        WebSocketNetlayer(path="captp")
+    with pytest.raises(BadLocator, match="needs the hint url"):
+        WebSocketNetlayer(url="http://example.org/")
+
+
+@trio_test_real
+async def test_behind_a_proxy_under_a_path() -> None:
+    """The proxy sends on what comes to one of its paths, and the peer says where that is."""
+    async with open_peer([WebSocketNetlayer(identity=BOB, path="/a/b", url="ws://example.org/a/b")]) as b:
+        ((_, listener),) = b._acceptor._listeners
+        port = listener._listener.socket.getsockname()[1]  # type: ignore[attr-defined]
+        assert url_of(b) == "ws://example.org/a/b"
+        async with open_peer([makers.websocket(listen=False)]) as a:
+            session = await a.connect(at(f"ws://127.0.0.1:{port}/a/b?who=a"))
+            assert session.location.hints == {"url": "ws://example.org/a/b"}
+            with pytest.raises(ConnectFailed, match="the server answered with status 404"):
+                await a.connect(at(f"ws://127.0.0.1:{port}/a", ALICE))
+
+
+def test_its_uris_have_swiss_numbers_in_base64url() -> None:
+    sturdyref = ocapn.SturdyRef(at("wss://example.org/a"), bytes(range(250, 256)))
+    assert sturdyref.uri == f"ocapn://{BOB.designator}.websocket/s/-vv8_f7_?url=wss%3A%2F%2Fexample.org%2Fa"
+    assert ocapn.SturdyRef.parse(sturdyref.uri) == sturdyref
