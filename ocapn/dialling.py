@@ -233,6 +233,8 @@ class Dialler:
         for other in self._attempts.pop(session, ()):
             if other is not connection:
                 other.attempt.cancel()
+        if session.unproved:
+            return False
         supervisor = self._supervisors.get(session.location)
         if supervisor is not None:
             supervisor.arrived(session)

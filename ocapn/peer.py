@@ -108,6 +108,7 @@ class Peer:
             authenticate=authenticate or (lambda introduction: True),
         )
         self._node.on_status = self._status
+        self._node.proving = frozenset(one.transport for one in netlayers if one.proves)
         self._commits: Commits | None = None
         self._restored = False
         #: The sessions that the baggage has brought back, as they were stored.

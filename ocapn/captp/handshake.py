@@ -178,6 +178,8 @@ class Handshake:
             raise Refused("the session key is that of another session")
         if self.dialled is not None and location != self.dialled:
             raise Refused(f"{self.dialled.uri} was dialled, and {location.uri} answered", lasting=True)
+        if location.transport != self._own.transport:
+            raise Refused("the location is of another transport than the connection", lasting=True)
         if self.authenticated is not None and location.designator != self.authenticated:
             raise Refused("the location is not the one that the netlayer authenticated", lasting=True)
         return operation
@@ -190,6 +192,8 @@ class Handshake:
         self._under_way()
         node = self._node
         location = start.location
+        if self.dialled is None and self.authenticated is None and location.transport in node.proving:
+            return self._begun(start, now)  # whoever it is, it is not taken for the peer there
         live = node.sessions.get(location)
         if live is not None and now - live.last_heard >= node.limits.silence:
             live.disconnected("silent, and the peer has come back on a new connection")
@@ -206,6 +210,12 @@ class Handshake:
             if not dial.outbound and dial.key.public_id > public_id(start.public_key):
                 raise Crossed("crossed hellos: the other connection is the session")
             dial.drop("crossed hellos: the other connection is the session")
+        return self._begun(start, now)
+
+    def _begun(self, start: StartSession, now: float) -> Session:
+        """The session, unless the application does not want it."""
+        node = self._node
+        location = start.location
         authenticated = self.authenticated is not None
         if not node.authenticate(Introduction(location, start.public_key, False, authenticated)):
             raise Refused(_UNWANTED, lasting=True)
@@ -213,7 +223,9 @@ class Handshake:
             self._send_start()
         self._step(Event.ACCEPTED)
         if authenticated:  # nobody else can say so: the peer has forgotten the session that it had with us
-            for kept in [one for one in node.suspended.values() if one.location == location]:
+            for kept in [
+                one for one in node.suspended.values() if one.location == location and not one.unproved
+            ]:
                 kept.lose("the peer has begun a new session")
         return Session(
             node,

@@ -175,13 +175,17 @@ class Node:
         #: Identifier of the thread that the node is used from.
         self.thread = 0
         self.own: list[PeerLocator] = []
+        #: Transports of which a dial proves the designator.
+        self.proving: frozenset[str] = frozenset()
         self.swiss: dict[bytes, LocalTarget | RefHandle | PromiseHandle] = {}
-        #: Live sessions by the location of their peer.
+        #: Live sessions by the location of their peer; not those that are `unproved`.
         self.sessions: dict[PeerLocator, Session] = {}
         self._by_id: dict[bytes, Session] = {}
         #: Sessions without a connection, the one that was cut first at the front.
         self.suspended: dict[bytes, Session] = {}
-        self._beside: list[Session] = []  # live, while another is the live session at that location
+        self._beside: list[
+            Session
+        ] = []  # live, and another is the live session at that location, or is to be
         self._tombstones: dict[bytes, Tombstone] = {}
         self._keys: dict[
             bytes, bytes
@@ -216,8 +220,13 @@ class Node:
         return location in self.own
 
     def add_session(self, session: Session) -> None:
-        self.sessions[session.location] = session
+        self._take_place(session)
         self._by_id[session.id] = session
+
+    def _take_place(self, session: Session) -> None:
+        """The session, which is live, is the one to send to at its location, or there is another, or will be."""
+        if session.unproved or self.sessions.setdefault(session.location, session) is not session:
+            self._beside.append(session)
 
     def keep(self, session: Session) -> None:
         """The session is to be durable: its peer's key is for no other session from now on."""
@@ -236,8 +245,7 @@ class Node:
     def attached(self, session: Session) -> None:
         """The session has a connection again. One that was started meanwhile stays the one to send to."""
         self.suspended.pop(session.id, None)
-        if self.sessions.setdefault(session.location, session) is not session:
-            self._beside.append(session)
+        self._take_place(session)
         self._status(session)
 
     def _status(self, session: Session) -> None:
@@ -249,7 +257,7 @@ class Node:
         if self.sessions.get(location) is session:
             del self.sessions[location]
             for other in self._beside:
-                if other.location == location:
+                if other.location == location and not other.unproved:
                     self.sessions[location] = other
                     self._beside.remove(other)
                     break
@@ -261,7 +269,9 @@ class Node:
         live = self.sessions.get(location)
         if live is not None:
             return live
-        return next((one for one in self.suspended.values() if one.location == location), None)
+        return next(
+            (one for one in self.suspended.values() if one.location == location and not one.unproved), None
+        )
 
     def kept_session(self, session_id: bytes) -> Session | None:
         """The durable session with that id, if it has not ended."""
@@ -604,7 +614,9 @@ class Node:
                 assert self._keys.get(session.peer_key) == session_id, "a session's key could begin another"
             if session.attached:
                 assert session_id not in self.suspended, "a session is live and suspended"
-                assert session.location in self.sessions, "a live session is not found by its location"
+                assert session in self._beside or session.location in self.sessions, (
+                    "a live session is not found by its location"
+                )
             else:
                 assert self.suspended.get(session_id) is session, (
                     "a session has no connection and is not suspended"

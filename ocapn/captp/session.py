@@ -131,6 +131,7 @@ class Session:
         "restarted",
         "tables",
         "trace",
+        "unproved",
         "withdrawing",
     )
 
@@ -155,6 +156,9 @@ class Session:
         self.location = location
         self.dialled = dialled
         self.authenticated = authenticated
+        #: Its peer says that it is at that location, where a dial would have proved it: it is not sent to in place of
+        #: the peer that is.
+        self.unproved = not (authenticated or dialled) and location.transport in node.proving
         self.form = Form(form.old_deliver, form.old_gc, form.text_order)
         self.last_heard = now
         self.begun = now
@@ -518,6 +522,8 @@ class Session:
         again, uncommitted = frames.attach(received, first, now)
         self.attached = True
         self.authenticated = authenticated is not None
+        if self.authenticated:
+            self.unproved = False
         self.asked_to_resume = None
         self.node.attached(self)
         self.node.touch(self)  # where the peer is now, and that it is not suspended

@@ -208,6 +208,7 @@ class _Again(Netlayer):
 
     def __init__(self, fresh: Netlayer, last: Netlayer) -> None:
         self.transport = fresh.transport
+        self.proves = fresh.proves
         self.location = fresh.location
         self._fresh = fresh
         self._inner = last
@@ -250,6 +251,7 @@ class _TracedNetlayer(Netlayer):
 
     def __init__(self, inner: Netlayer, next_number: Callable[[], int]) -> None:
         self.transport = inner.transport
+        self.proves = inner.proves
         self.location = inner.location
         self._inner = inner
         self._next_number = next_number

@@ -110,6 +110,9 @@ class Netlayer(ABC):
 
     transport: str
     location: PeerLocator
+    #: Whether `dial` proves that the peer which it has reached has that designator. Then nobody who dials in and proves
+    #: nothing is taken for the peer that has it.
+    proves: bool = False
 
     @property
     def identity(self) -> str:
@@ -156,11 +159,14 @@ class StreamChannel(Channel):
     def send_now(self, messages: list[bytes]) -> int:
         if self._fd < 0 or self._rest or self._framer.framing == BARE:
             return 0
-        data = self._wrapped(self._framer.frame(messages))
+        plain = self._framer.frame(messages)
+        data = self._wrapped(plain)
         try:
             sent = os.write(self._fd, data)
         except BlockingIOError:
-            sent = 0
+            if data is plain:
+                return 0
+            sent = 0  # what was wrapped goes out before anything else
         except OSError as error:
             raise ChannelBroken(str(error)) from error
         self._rest = data[sent:]

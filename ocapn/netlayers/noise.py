@@ -59,6 +59,7 @@ class NoiseNetlayer(Netlayer):
     """
 
     transport = TRANSPORT
+    proves = True
 
     def __init__(
         self,

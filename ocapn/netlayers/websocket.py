@@ -59,6 +59,7 @@ class WebSocketNetlayer(Netlayer):
     """
 
     transport = TRANSPORT
+    proves = True
 
     def __init__(
         self,

@@ -468,3 +468,17 @@ async def test_a_durable_session_moves_to_another_address(tmp_path: Path) -> Non
             assert address_of(b) != before.hints["addr"]
             assert session.location.hints == b.locator().hints
             assert between(a, b) is session
+
+
+@trio_test_real
+async def test_a_location_of_another_transport_than_the_connection() -> None:
+    """Else somebody could come in where nothing is proved, and be taken for a peer that is proved elsewhere."""
+    tcp = ocapn.TcpTestingNetlayer(listen=False)
+    tcp.location = at(NOBODY, ALICE)
+    async with (
+        open_peer([NoiseNetlayer(identity=BOB), ocapn.TcpTestingNetlayer()]) as b,
+        open_peer([tcp]) as mallory,
+    ):
+        with pytest.raises(ConnectFailed, match="of another transport than the connection"):
+            await mallory.connect(b.locator("tcp-testing-only"))
+        assert b.sessions == []

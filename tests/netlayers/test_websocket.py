@@ -506,3 +506,71 @@ def test_its_uris_have_swiss_numbers_in_base64url() -> None:
     sturdyref = ocapn.SturdyRef(at("wss://example.org/a"), bytes(range(250, 256)))
     assert sturdyref.uri == f"ocapn://{BOB.designator}.websocket/s/-vv8_f7_?url=wss%3A%2F%2Fexample.org%2Fa"
     assert ocapn.SturdyRef.parse(sturdyref.uri) == sturdyref
+
+
+# Who only says who it is
+
+
+@trio_test_real
+async def test_one_who_dials_in_as_another_is_not_spoken_to_as_that_peer() -> None:
+    """Else it would be told the swiss number of an object of that peer."""
+    network = WebSocketNetlayer(listen=False, identity=MALLORY)
+    network.location = at("ws://127.0.0.1:1/", BOB)
+    async with (
+        open_peer([WebSocketNetlayer(identity=BOB)]) as b,
+        open_peer([WebSocketNetlayer(identity=ALICE)]) as a,
+        open_peer([network]) as mallory,
+    ):
+        theirs = await mallory.enliven(a.export(Echo()))
+        (claimed,) = a.sessions
+        assert claimed.location == b.locator()
+        assert await E(theirs).echo(1) == 1  # it may speak
+        recorder = Recorder()
+        ref = await a.enliven(b.export(recorder))
+        await E(ref).note(1)
+        assert recorder.seen == [1]
+        assert [session.authenticated for session in a.sessions] == [False, True]
+        session = await a.connect(b.locator())
+        assert session.authenticated
+        session.end("no more")
+        await E(await a.enliven(b.export(recorder))).note(2)
+        assert recorder.seen == [1, 2]
+        a.check()
+
+
+@trio_test_real
+async def test_it_does_not_come_in_the_way_of_a_dial_either() -> None:
+    """Nor of whoever keeps a connection with that peer."""
+    network = WebSocketNetlayer(listen=False, identity=MALLORY)
+    network.location = at("ws://127.0.0.1:1/", BOB)
+    async with open_peer([WebSocketNetlayer(identity=ALICE)]) as a, open_peer([network]) as mallory:
+        connection = await a.connect(at("ws://127.0.0.1:1/", BOB), ocapn.Reconnect(base=0.05, factor=1.0))
+        await mallory.connect(a.locator())
+        await trio.sleep(0.2)
+        assert connection.status in ("connecting", "reconnecting")
+        assert connection.snapshot().session is None
+
+
+@trio_test_real
+async def test_two_peers_that_dial_each_other_have_a_session_each_way() -> None:
+    """Each is sure of the one that it has dialled; a cut of one is not the end of the other."""
+    async with (
+        open_peer([WebSocketNetlayer(identity=BOB)]) as b,
+        open_peer([WebSocketNetlayer(identity=ALICE)]) as a,
+    ):
+        here, there = Recorder(), Recorder()
+        to_b, to_a = await a.enliven(b.export(there)), await b.enliven(a.export(here))
+        for number in range(3):
+            await E(to_a).note(number)
+            await E(to_b).note(number)
+        assert here.seen == there.seen == [0, 1, 2]
+        assert [len(peer.sessions) for peer in (a, b)] == [2, 2]
+        await until(lambda: all(one.durable for peer in (a, b) for one in peer.sessions))
+        for connection in list(a._connections.values()):
+            await connection.channel.aclose()
+        await E(to_b).note(3)
+        await E(to_a).note(3)
+        assert here.seen == there.seen == [0, 1, 2, 3]
+        assert await E(to_b).note(to_a) is None  # home again, over the other session
+        for peer in (a, b):
+            peer.check()
