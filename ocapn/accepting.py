@@ -101,6 +101,6 @@ class Acceptor:
             dialled=None,
             authenticated=channel.authenticated,
             form=self._form,
-            resumable=channel.binding is not None,
+            binding=channel.binding,
         )
         await connection.shake_hands(handshake, deadline)

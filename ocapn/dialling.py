@@ -286,7 +286,7 @@ class Dialler:
             with scope:
                 channel = await netlayer.dial(locator, self._peer.limits)
                 handshake.authenticated = channel.authenticated
-                handshake.resumable = channel.binding is not None
+                handshake.binding = channel.binding
                 connection = Connection(self._peer, netlayer, channel)
                 # The end of the session before this one must not arrive after the start.
                 await self._peer.settled()

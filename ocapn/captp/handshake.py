@@ -115,15 +115,15 @@ class Handshake:
         dialled: PeerLocator | None,
         authenticated: str | None,
         form: Form,
-        resumable: bool = False,
+        binding: bytes | None = None,
     ) -> None:
         self._node = node
         self._own = own
         self.dialled = dialled
         self.authenticated = authenticated
         self._form = form
-        #: Whether a session could be resumed over the connection.
-        self.resumable = resumable
+        #: What ties signatures to the connection; None if no session could be resumed over it.
+        self.binding = binding
         #: Called when another connection wins: this one is to be closed.
         self.on_drop: Callable[[], None] | None = None
         self.key = SessionKey(node.random(32))
@@ -217,7 +217,9 @@ class Handshake:
         node = self._node
         location = start.location
         authenticated = self.authenticated is not None
-        if not node.authenticate(Introduction(location, start.public_key, False, authenticated)):
+        if not node.authenticate(
+            Introduction(location, start.public_key, False, authenticated, self.binding)
+        ):
             raise Refused(_UNWANTED, lasting=True)
         if self.dialled is None:
             self._send_start()
@@ -242,7 +244,7 @@ class Handshake:
     def _agreement(self, location: PeerLocator) -> Agreement | None:
         """How a durable session is to be agreed on, if the policy for that peer, and the connection, allow one."""
         policy = self._node.durable(location)
-        if policy == "never" or not self.resumable or not terms_of(self._node.limits).enough:
+        if policy == "never" or self.binding is None or not terms_of(self._node.limits).enough:
             return None
         if self.dialled is None:
             return Agreement.UNDECIDED

@@ -94,13 +94,15 @@ class Introduction:
     """Who wants a session with this peer, or wants to resume one.
 
     `public_key` is the peer's Ed25519 key in this session; `authenticated` says whether the netlayer proved that the
-    peer is the one that `locator` names.
+    peer is the one that `locator` names. `binding` is what only the two ends of the connection have in common: empty where
+    the transport has nothing but is safe enough, None where no session would be durable (spec/resume.md, Channels).
     """
 
     locator: PeerLocator
     public_key: bytes
     resumes: bool
     authenticated: bool
+    binding: bytes | None
 
 
 @final
@@ -286,10 +288,10 @@ class Node:
         """Whether the key is that of a peer of a session that is kept, or was: it is not for another session."""
         return public_key in self._keys
 
-    def admits(self, session: Session, authenticated: str | None) -> bool:
+    def admits(self, session: Session, authenticated: str | None, binding: bytes) -> bool:
         """Whether the application lets the peer of a session resume it."""
         return self.authenticate(
-            Introduction(session.location, session.peer_key, True, authenticated is not None)
+            Introduction(session.location, session.peer_key, True, authenticated is not None, binding)
         )
 
     def _bury(self, session: Session) -> None:

@@ -201,7 +201,8 @@ class Initiator:
         session.last_heard = session.node.now()  # it is fresh: our nonce is signed
         reason = self._frames.judge(answer.claims)
         if reason is None and not (
-            self._proves(session) and session.node.admits(session, self._wire.authenticated)
+            self._proves(session)
+            and session.node.admits(session, self._wire.authenticated, self._wire.binding)
         ):
             reason = "policy"
         if reason is not None:
@@ -364,7 +365,7 @@ class Responder:
         reason = frames.judge(first.claims)
         if reason in ("you-rolled-back", "diverged") and session.heard_lately:
             reason = "stale"  # an old copy of the peer, while the peer is there
-        if reason is None and not self._node.admits(session, self._wire.authenticated):
+        if reason is None and not self._node.admits(session, self._wire.authenticated, self._wire.binding):
             reason = "policy"
         if reason is not None:
             self._refuse(session, first.nonce, reason, first.claims.received)

@@ -364,10 +364,10 @@ class Half:
             dialled=None if asked else them,
             authenticated=None,
             form=Form(),
-            resumable=resumable,
+            binding=b"" if resumable else None,
         )
         theirs = Handshake(
-            peer.node, them, dialled=us if asked else None, authenticated=None, form=Form(), resumable=True
+            peer.node, them, dialled=us if asked else None, authenticated=None, form=Form(), binding=b""
         )
         if asked:
             self.session = ours.judge(ours.read(theirs.outbound.pop()), 0.0)

@@ -52,10 +52,10 @@ class Pair:
         a, b = self.sides
         names = ("b", "a") if authenticated else (None, None)
         dialler = Handshake(
-            a.node, a.location, dialled=b.location, authenticated=names[0], form=Form(), resumable=True
+            a.node, a.location, dialled=b.location, authenticated=names[0], form=Form(), binding=b""
         )
         listener = Handshake(
-            b.node, b.location, dialled=None, authenticated=names[1], form=Form(), resumable=True
+            b.node, b.location, dialled=None, authenticated=names[1], form=Form(), binding=b""
         )
         b_session = listener.judge(listener.read(dialler.outbound.pop()), 0.0)
         a_session = dialler.judge(dialler.read(listener.outbound.pop()), 0.0)
@@ -760,7 +760,7 @@ def hello(key: SessionKey, location: PeerLocator, node: Node) -> bytes:
 
 def listening(side: Side, authenticated: str | None = None) -> Handshake:
     return Handshake(
-        side.node, side.location, dialled=None, authenticated=authenticated, form=Form(), resumable=True
+        side.node, side.location, dialled=None, authenticated=authenticated, form=Form(), binding=b""
     )
 
 
@@ -1719,9 +1719,7 @@ def test_a_session_that_is_not_durable_yet_is_unknown() -> None:
     a, b = pair.sides = tuple(Side(name, clock=pair.clock) for name in "ab")
     for side in pair.sides:
         side.node.durable = lambda locator: "offer"
-    dialler = Handshake(
-        a.node, a.location, dialled=b.location, authenticated=None, form=Form(), resumable=True
-    )
+    dialler = Handshake(a.node, a.location, dialled=b.location, authenticated=None, form=Form(), binding=b"")
     listener = listening(b)
     pair.b = listener.judge(listener.read(dialler.outbound.pop()), 0.0)
     pair.a = dialler.judge(dialler.read(listener.outbound.pop()), 0.0)
@@ -1792,7 +1790,7 @@ def test_the_policy_of_the_application() -> None:
     with pytest.raises(Refusal, match="policy"):
         attempt.take_confirm(attempt.confirm)
     assert pair.state() == before
-    assert asked == [Introduction(pair.sides[0].location, pair.a.key.public_key, True, False)]
+    assert asked == [Introduction(pair.sides[0].location, pair.a.key.public_key, True, False, b"")]
     with pytest.raises(Refusal) as refusal:
         attempt.initiator.attach(attempt.responder.outbound[-1])
     assert (refusal.value.reason, refusal.value.received) == ("policy", None)

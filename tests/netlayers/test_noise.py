@@ -482,3 +482,19 @@ async def test_a_location_of_another_transport_than_the_connection() -> None:
         with pytest.raises(ConnectFailed, match="of another transport than the connection"):
             await mallory.connect(b.locator("tcp-testing-only"))
         assert b.sessions == []
+
+
+@trio_test_real
+async def test_who_decides_on_sessions_sees_the_binding() -> None:
+    seen: list[ocapn.Introduction] = []
+
+    def decide(introduction: ocapn.Introduction) -> bool:
+        seen.append(introduction)
+        return True
+
+    async with open_peer([NoiseNetlayer()], authenticate=decide) as b, open_peer([NoiseNetlayer()]) as a:
+        await a.connect(b.locator())
+        ((_, connection),) = a._connections.items()
+        assert [one.binding for one in seen] == [connection.channel.binding]
+        assert len(connection.channel.binding or b"") == 32
+        assert [one.locator for one in seen] == [a.locator()]

@@ -233,7 +233,7 @@ async def test_who_is_refused() -> None:
         waiting = E(ref).note(1)
         await trio.sleep(100)
         assert not is_settled(waiting)  # it stays suspended
-        assert asked[-1] == ocapn.Introduction(b.locator(), start.public_key, True, True)
+        assert asked[-1] == ocapn.Introduction(b.locator(), start.public_key, True, True, b"")
         async with open_peer([MemoryNetlayer(network, "c")]) as c:
             with pytest.raises(ocapn.ConnectFailed, match="does not want a session"):
                 await c.connect(a.locator())
