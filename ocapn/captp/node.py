@@ -94,8 +94,8 @@ class Introduction:
     """Who wants a session with this peer, or wants to resume one.
 
     `public_key` is the peer's Ed25519 key in this session; `authenticated` says whether the netlayer proved that the
-    peer is the one that `locator` names. `binding` is what only the two ends of the connection have in common: empty where
-    the transport has nothing but is safe enough, None where no session would be durable (spec/resume.md, Channels).
+    peer is the one that `locator` names. `binding` is what only the two ends of the connection have in common: empty
+    where the transport has nothing but is safe enough, None where no session would be durable (spec/resume.md).
     """
 
     locator: PeerLocator
