@@ -123,7 +123,7 @@ class KeyFile:
         """Raises SealRefused if the file is not there, not private, or no key."""
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            with open(fd, "rb") as file:
+            try:
                 status = os.fstat(fd)
                 if not stat.S_ISREG(status.st_mode):
                     raise SealRefused(f"the key file {self.path} is no file")
@@ -131,7 +131,9 @@ class KeyFile:
                     raise SealRefused(
                         f"the key file {self.path} is open to other users: chmod 600 {self.path}"
                     )
-                key = file.read(KEY_SIZE + 1)
+                key = os.read(fd, KEY_SIZE + 1)
+            finally:
+                os.close(fd)
         except FileNotFoundError:
             raise SealRefused(
                 f"the key file {self.path} is not there: what it seals is lost without it"

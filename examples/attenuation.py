@@ -45,8 +45,8 @@ class Reader(ocapn.Target):
 async def main() -> list[str]:
     said: list[str] = []
     async with (
-        ocapn.open_peer([ocapn.TcpTestingNetlayer()]) as publisher,
-        ocapn.open_peer([ocapn.TcpTestingNetlayer(listen=False)]) as guest,
+        ocapn.open_peer([ocapn.NoiseNetlayer()]) as publisher,
+        ocapn.open_peer([ocapn.NoiseNetlayer(listen=False)]) as guest,
     ):
         page = Page("Draft")
         reader = await guest.enliven(publisher.export(page.reader()))

@@ -36,8 +36,8 @@ class Builder(ocapn.Target):
 
 async def main() -> str:
     async with (
-        ocapn.open_peer([ocapn.TcpTestingNetlayer()]) as works,
-        ocapn.open_peer([ocapn.TcpTestingNetlayer(listen=False)]) as customer,
+        ocapn.open_peer([ocapn.NoiseNetlayer()]) as works,
+        ocapn.open_peer([ocapn.NoiseNetlayer(listen=False)]) as customer,
     ):
         builder = await customer.enliven(works.export(Builder()))
         factory = E(builder).build()

@@ -55,9 +55,7 @@ class NameTaken(ocapn.PassableError):
 async def main() -> list[str]:
     log: list[str] = []
     async with AsyncExitStack() as stack:
-        peers = [
-            await stack.enter_async_context(ocapn.open_peer([ocapn.TcpTestingNetlayer()])) for _ in range(3)
-        ]
+        peers = [await stack.enter_async_context(ocapn.open_peer([ocapn.NoiseNetlayer()])) for _ in range(3)]
         hall, bobs, carols = peers
         uri = hall.export(Room()).uri
 

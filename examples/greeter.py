@@ -24,8 +24,8 @@ class Greeter(ocapn.Target):
 
 async def main() -> list[str]:
     async with (
-        ocapn.open_peer([ocapn.TcpTestingNetlayer()]) as alice,
-        ocapn.open_peer([ocapn.TcpTestingNetlayer(listen=False)]) as bob,
+        ocapn.open_peer([ocapn.NoiseNetlayer()]) as alice,
+        ocapn.open_peer([ocapn.NoiseNetlayer(listen=False)]) as bob,
     ):
         uri = alice.export(Greeter("Hello")).uri
         greeter = await bob.enliven(uri)

@@ -51,8 +51,8 @@ class Printer(ocapn.Target):
 async def main() -> list[str]:
     said: list[str] = []
     async with (
-        ocapn.open_peer([ocapn.TcpTestingNetlayer()]) as office,
-        ocapn.open_peer([ocapn.TcpTestingNetlayer(listen=False)]) as visitor,
+        ocapn.open_peer([ocapn.NoiseNetlayer()]) as office,
+        ocapn.open_peer([ocapn.NoiseNetlayer(listen=False)]) as visitor,
     ):
         caretaker = Caretaker(Printer())
         printer = await visitor.enliven(office.export(caretaker.facet()))

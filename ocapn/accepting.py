@@ -94,7 +94,8 @@ class Acceptor:
     async def _begun(self, connection: Connection, netlayer: Netlayer) -> None:
         """From a connection that came in to a session. Raises OCapNError, the connection then being closed."""
         deadline = trio.current_time() + self._peer.limits.handshake
-        channel = await connection.begin(deadline)
+        await connection.begin(deadline)
+        channel = connection.channel
         handshake = Handshake(
             self._peer.node,
             netlayer.location,

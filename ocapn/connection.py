@@ -131,12 +131,12 @@ class Connection:
 
     # The handshake
 
-    async def begin(self, deadline: float) -> Channel:
-        """The channel, once the transport has said what it has to. Raises Disconnected, the connection being closed."""
+    async def begin(self, deadline: float) -> None:
+        """The transport says what it has to. Raises Disconnected, the connection being closed."""
         try:
             with trio.move_on_at(deadline):
                 await self.channel.begin()
-                return self.channel
+                return
             raise ChannelBroken(f"no handshake of the netlayer within {self.peer.limits.handshake:g} s")
         except (ChannelBroken, RemoteProtocolError) as error:
             await self._close([])

@@ -288,8 +288,11 @@ class Dialler:
                 handshake.authenticated = channel.authenticated
                 handshake.binding = channel.binding
                 connection = Connection(self._peer, netlayer, channel)
-                # The end of the session before this one must not arrive after the start.
-                await self._peer.settled()
+                try:  # the end of the session before this one must not arrive after the start
+                    await self._peer.settled()
+                except BaseException:
+                    await channel.aclose()
+                    raise
                 await connection.shake_hands(handshake)
                 return connection
             if handshake.state is State.ENDED:

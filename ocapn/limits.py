@@ -76,9 +76,9 @@ class Limits:
     gift_life: float = attrs.field(default=600.0, validator=_positive)
     #: How long a durable session may be without a connection: a laptop closed overnight finds its sessions again.
     suspended: float = attrs.field(default=86_400.0, validator=_positive)
-    #: Sessions without a connection, with peers that the netlayer did not authenticate: beyond it the one that was
-    #: cut first ends.
-    suspended_sessions: int = attrs.field(default=1_000, validator=_positive)
+    #: Sessions without a connection that other peers have begun, as a key costs nothing, or with peers that nobody
+    #: authenticated: beyond it one ends whose peer has no reference to anything here, or that was cut first.
+    suspended_sessions: int = attrs.field(default=5_000, validator=_positive)
     #: What is kept of sessions that are over, so that their peers can be told: how long, and of how many.
     tombstone_life: float = attrs.field(default=7 * 86_400.0, validator=_positive)
     tombstones: int = attrs.field(default=10_000, validator=_positive)

@@ -146,7 +146,7 @@ class Methods:
                 result = copy_result(await coroutine, self._limits)
             if answer is not None and result is not LATER:
                 answer.resolve(result)
-        except trio.Cancelled:
+        except BaseException:  # cancelled, maybe in a group
             if answer is not None:
                 answer.break_with(RemoteError("the method was cancelled"))
             raise

@@ -402,7 +402,9 @@ class Peer:
         """Forgets a session that has ended and has no connection any more."""
         if session.ended is None or session in self._connections:
             return
-        self._registry.forget(session, self._methods.outlive)
+        public = self._registry.forget(session)
+        if public is not None:
+            self._methods.outlive(session, public)
 
     def public(self, session: CoreSession) -> Session:
         """The application's end of a session."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import final
 from weakref import WeakValueDictionary
 
@@ -60,12 +60,12 @@ class Registry:
         public = self._forgotten[id(session)] = Session(session, self._keeping)
         return public
 
-    def forget(self, session: CoreSession, outlive: Callable[[CoreSession, Session], None]) -> None:
-        """A session that is over. What the application still holds of it goes to `outlive`."""
+    def forget(self, session: CoreSession) -> Session | None:
+        """A session is over. Returns the application's end of it, if there was one."""
         public = self.publics.pop(session, None)
         if public is not None:
             self._forgotten[id(session)] = public
-            outlive(session, public)
+        return public
 
     @property
     def going_on(self) -> list[Session]:

@@ -238,10 +238,10 @@ class Node:
         """The session was cut. It is not live any more, and has not ended."""
         self._not_live(session)
         self.suspended[session.id] = session
-        if not session.authenticated:
-            strangers = [one for one in self.suspended.values() if not one.authenticated]
-            if len(strangers) > self.limits.suspended_sessions:
-                strangers[0].lose("too many sessions are suspended", reason="expired")
+        strangers = [one for one in self.suspended.values() if not (one.dialled and one.authenticated)]
+        if len(strangers) > self.limits.suspended_sessions:
+            idle = next((one for one in strangers if not one.tables.exports), strangers[0])
+            idle.lose("too many sessions are suspended", reason="expired")
         self._status(session)
 
     def attached(self, session: Session) -> None:

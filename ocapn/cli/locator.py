@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from typing import Final
 
 import attrs
@@ -13,6 +12,8 @@ from ocapn.cli.exits import ExitCode
 from ocapn.cli.output import printable
 from ocapn.cli.uris import URI_HELP, read_uri
 from ocapn.cli.wires import dialling
+from ocapn.crypto import public_key_of
+from ocapn.errors import BadLocator
 from ocapn.model.locators import PeerLocator, SturdyRef, parse_uri
 
 _DESCRIPTION: Final = """
@@ -76,7 +77,6 @@ _HINTS: Final = {
     ("noise", "addr"): "the addresses to dial",
     ("noise", "relay"): "who passes messages on if it cannot be dialled",
 }
-_BASE32_KEY: Final = re.compile(r"[a-z2-7]{52}\Z")
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,8 +101,11 @@ def explain(found: PeerLocator | SturdyRef, *, secrets: bool) -> list[str]:
     else:
         title = "A peer locator: it names a peer and says how to reach it. It is no secret."
     about = transport.designator
-    if about is _KEY and not _BASE32_KEY.match(peer.designator):
-        about = "wrong: it should be an Ed25519 key in base32, 52 of a-z and 2-7"
+    if about is _KEY:
+        try:
+            public_key_of(peer.designator)
+        except BadLocator:
+            about = "wrong: it should be an Ed25519 key in base32, 52 of a-z and 2-7"
     rows = [
         ("designator", peer.designator, about),
         ("transport", peer.transport, transport.means),

@@ -24,13 +24,14 @@ from ocapn.cli.output import complain, debugging, logged
 from ocapn.cli.signals import SIGNALS
 from ocapn.cli.status import control_path
 from ocapn.cli.uris import read_bytes
-from ocapn.cli.wires import DEFAULT, LISTEN_HELP, Asked, listening, port_of, traced, warn_of, websocket
+from ocapn.cli.wires import DEFAULT, LISTEN_HELP, Asked, listening, traced, warn_of, websocket
 from ocapn.control import control_socket
 from ocapn.errors import BadLocator, ConnectFailed
 from ocapn.model.locators import PeerLocator, SturdyRef
 from ocapn.netlayers.base import Netlayer
 from ocapn.netlayers.identity import identity_file
 from ocapn.netlayers.noise import parse_address
+from ocapn.netlayers.tcp import MOST_ADDRESSES
 from ocapn.opening import open_peer
 from ocapn.peer import Peer
 from ocapn.references import Target, target
@@ -187,6 +188,9 @@ def _run(given: argparse.Namespace) -> None:
     urls = given.listen or [DEFAULT]
     asked = _asked(given, urls)
     netlayers = _netlayers(urls, asked)
+    if given.identity is not None:  # which may be made now, as nothing is wrong with all else
+        asked = attrs.evolve(asked, identity=identity_file(given.identity))
+        netlayers = _netlayers(urls, asked)
     for url in urls:
         warn_of(url, asked)
     options = seals.asked(given)
@@ -273,9 +277,8 @@ def _kept(
     """Exports what there is under the swiss numbers that it had, and nothing else. Notes the ports."""
     ports, numbers, objects = (kept.namespace(name) for name in ("ports", "swiss", "objects"))
     for netlayer in netlayers:
-        port = port_of(netlayer.location)
-        if port is not None and ports.get(netlayer.transport) != port:
-            ports[netlayer.transport] = port
+        if netlayer.port is not None and ports.get(netlayer.transport) != netlayer.port:
+            ports[netlayer.transport] = netlayer.port
     named = {export.name for export in exports}
     for name in numbers:
         if name not in named:  # it keeps its number for the next time
@@ -321,7 +324,7 @@ def _unexport(peer: Peer, swiss: bytes) -> None:
 
 def _asked(given: argparse.Namespace, urls: Sequence[str]) -> Asked:
     """What the options say of how to listen. Raises Failure, ConnectFailed."""
-    schemes = [url.partition(":")[0] for url in urls]
+    schemes = [url.partition(":")[0].lower() for url in urls]
     proves = [scheme for scheme in schemes if scheme in ("noise", "ws", "wss")]
     if given.designator is not None:
         if proves == schemes:
@@ -352,15 +355,15 @@ def _asked(given: argparse.Namespace, urls: Sequence[str]) -> Asked:
                 addresses.append(place)
         except BadLocator as error:
             raise Failure(ExitCode.USAGE, f"--advertise: {error}") from None
-    identity = None if given.identity is None else identity_file(given.identity)
+    if len(addresses) > MOST_ADDRESSES:
+        raise Failure(ExitCode.USAGE, f"--advertise takes up to {MOST_ADDRESSES} addresses")
     return Asked(
-        given.designator,
-        identity,
-        tuple(addresses),
-        url,
-        given.tls_certificate,
-        given.tls_key,
-        given.insecure_bind,
+        designator=given.designator,
+        advertise=tuple(addresses),
+        url=url,
+        certificate=given.tls_certificate,
+        key=given.tls_key,
+        insecure_bind=given.insecure_bind,
     )
 
 

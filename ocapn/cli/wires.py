@@ -84,17 +84,13 @@ def listening(url: str, asked: Asked, last_port: int | None = None) -> Netlayer:
         if not host or extra or parts.path not in ("", "/"):
             raise _bad(url, f"it is {scheme}://HOST:PORT")
         netlayer = make(host, port or 0, asked)
-        if port or not last_port or (scheme == "noise" and asked.advertise):
-            return netlayer
-        return _Again(netlayer, make(host, last_port, asked))
+        return netlayer if port or not last_port else _Again(netlayer, make(host, last_port, asked))
     if parts.scheme in ("ws", "wss"):
         if not host or parts.query or parts.fragment or parts.username or parts.password:
             raise _bad(url, f"it is {parts.scheme}://HOST:PORT/PATH")
         make = partial(_websocket, parts.scheme == "wss", parts.path or "/")
         netlayer = make(host, port or 0, asked)
-        if port or not last_port or asked.url is not None:
-            return netlayer
-        return _Again(netlayer, make(host, last_port, asked))
+        return netlayer if port or not last_port else _Again(netlayer, make(host, last_port, asked))
     if parts.scheme == "unix":
         if parts.netloc or extra or len(parts.path) < 2:
             raise _bad(url, "it is unix:///PATH, with three slashes")
@@ -113,15 +109,6 @@ def warn_of(url: str, asked: Asked) -> None:
                 f"; the sturdyrefs name {host}, which nobody can dial: put an address of this machine there"
             )
         complain(line)
-
-
-def port_of(location: PeerLocator) -> int | None:
-    """The TCP port that a peer is at, if its location says so."""
-    _, _, port = location.hints.get("addr", "").rpartition(":")
-    if "url" in location.hints:
-        return urlsplit(location.hints["url"]).port
-    port = location.hints.get("port", port)
-    return int(port) if port.isascii() and port.isdigit() else None
 
 
 def _bad(url: str, why: str) -> Failure:
@@ -233,6 +220,7 @@ class _Again(Netlayer):
             self._inner = self._fresh
             listener = await self._inner.listen(limits)
         self.location = self._inner.location
+        self.port = self._inner.port
         return listener
 
     async def dial(self, locator: PeerLocator, limits: Limits) -> Channel:
@@ -267,6 +255,7 @@ class _TracedNetlayer(Netlayer):
     async def listen(self, limits: Limits) -> Listener | None:
         listener = await self._inner.listen(limits)
         self.location = self._inner.location
+        self.port = self._inner.port
         return listener and _TracedListener(listener, self._next_number)
 
     async def dial(self, locator: PeerLocator, limits: Limits) -> Channel:

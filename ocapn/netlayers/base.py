@@ -113,6 +113,8 @@ class Netlayer(ABC):
     #: Whether `dial` proves that the peer which it has reached has that designator. Then nobody who dials in and proves
     #: nothing is taken for the peer that has it.
     proves: bool = False
+    #: The TCP port that it listens at, if it does.
+    port: int | None = None
 
     @property
     def identity(self) -> str:
@@ -120,7 +122,10 @@ class Netlayer(ABC):
         return self.location.designator
 
     def be_again(self, identity: str) -> None:
-        """The identity that the peer had before it was restarted: taken unless another was given. Before `listen`."""
+        """The identity that the peer had before it was restarted: taken unless another was given. Before `listen`.
+
+        Raises ConnectFailed where it cannot be another.
+        """
         return
 
     @abstractmethod
@@ -181,8 +186,8 @@ class StreamChannel(Channel):
             if self._rest:
                 rest, self._rest = self._rest, b""
                 await self._stream.send_all(rest)
-                if not messages:
-                    return
+            if not messages:
+                return
             if self._framer.framing == BARE:
                 for chunk in _chunks(messages):
                     await self._stream.send_all(chunk)

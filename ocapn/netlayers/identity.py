@@ -16,6 +16,28 @@ def new_identity() -> Identity:
     return Identity(secrets.token_bytes(KEY))
 
 
+def to_keep(identity: Identity, *, drawn: bool) -> str:
+    """What a baggage keeps of the identity of its peer: the secret, in hexadecimal digits, if it was drawn for it; else
+    the designator."""
+    return identity.seed.hex() if drawn else identity.designator
+
+
+def kept(text: str, identity: Identity, *, drawn: bool) -> Identity:
+    """The identity of a peer whose baggage has kept that text. Raises ConnectFailed if another was given.
+
+    The sessions in a baggage are with one peer, and no other can resume them.
+    """
+    try:
+        before = Identity(bytes.fromhex(text))
+        designator = before.designator
+    except ValueError:
+        before, designator = identity, text
+    if designator != identity.designator and not (drawn and before is not identity):
+        what = "no identity was given" if drawn else f"{identity.designator} was given"
+        raise ConnectFailed(f"the baggage is that of the peer {designator}, and {what}")
+    return before
+
+
 def identity_file(path: str | os.PathLike[str]) -> Identity:
     """The one in a file of 32 bytes that nobody else may read; made with mode 0600 if there is none.
 
@@ -39,13 +61,15 @@ def identity_file(path: str | os.PathLike[str]) -> Identity:
 
 def _read(path: Path) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with open(fd, "rb") as file:
+    try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise ConnectFailed(f"the identity {path} is no file")
         if stat.S_IMODE(status.st_mode) & 0o077:
             raise ConnectFailed(f"the identity {path} is open to other users: chmod 600 {path}")
-        seed = file.read(KEY + 1)
+        seed = os.read(fd, KEY + 1)
+    finally:
+        os.close(fd)
     if len(seed) != KEY:
         raise ConnectFailed(
             f"the identity {path} has not {KEY} bytes: it is another file, or was not written to the end"

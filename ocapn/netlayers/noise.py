@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Final, final
 
 import trio
@@ -19,19 +20,16 @@ from ocapn.errors import BadLocator, ConnectFailed, RemoteProtocolError
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
 from ocapn.netlayers.base import Channel, ChannelBroken, Listener, Netlayer, StreamChannel, unreachable
-from ocapn.netlayers.identity import new_identity
-from ocapn.netlayers.tcp import connect, is_every_address, listen, tune
-from ocapn.noise.introduction import FIRST, NO_CODEC, SECOND, THIRD, Introduction
+from ocapn.netlayers.identity import kept, new_identity, to_keep
+from ocapn.netlayers.tcp import MOST_ADDRESSES, connect, is_every_address, listen, race, tune
+from ocapn.noise.introduction import FIRST, NO_CODEC, SECOND, THIRD, Introduction, wanted
 from ocapn.noise.packets import Packets, packet
-from ocapn.noise.protocol import NoiseError
+from ocapn.noise.protocol import KEY, KeyPair, NoiseError
 
 TRANSPORT = "noise"
 
-#: Addresses in one locator.
-_MOST: Final = 8
-#: An address that has not answered by then is raced by the next, seconds (RFC 8305, section 5).
-_HEAD_START: Final = 0.25
 _ADDRESS: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([^\s:\[\],]{1,253})):([0-9]{1,5})\Z")
+_EVERYWHERE: Final = "{} stands for every address of this machine; advertise= says at which others find it"
 _NO_COMMON_CODEC: Final = "the two peers have no codec in common"
 
 
@@ -53,9 +51,10 @@ def write_address(host: str, port: int) -> str:
 class NoiseNetlayer(Netlayer):
     """A peer that others dial at `host` and `port`; port 0 lets the system choose; `listen=False` only dials.
 
-    `identity` is who it is: drawn at random unless given, and with a baggage the same again after a restart.
+    `identity` is who it is: drawn at random unless given, and with a baggage the same after a restart.
     `advertise` are the addresses (`host:port`, up to 8) that its locator names, where they are not the one that is
-    bound: raises ValueError where `host` is every address of the machine and none is given.
+    bound. Raises ValueError for more of them, and where `host` is every address of the machine and none is given;
+    BadLocator for what is no address.
     """
 
     transport = TRANSPORT
@@ -70,21 +69,19 @@ class NoiseNetlayer(Netlayer):
         advertise: Sequence[str] = (),
         listen: bool = True,
     ) -> None:
-        if len(advertise) > _MOST:
-            raise ValueError(f"a locator names up to {_MOST} addresses")
+        if len(advertise) > MOST_ADDRESSES:
+            raise ValueError(f"a locator names up to {MOST_ADDRESSES} addresses")
         for address in advertise:
             parse_address(address)
         if listen and not advertise and is_every_address(host):
-            raise ValueError(
-                f"{host} stands for every address of this machine; advertise= says at which others find it"
-            )
+            raise ValueError(_EVERYWHERE.format(host))
         self._host = host
         self._port = port
         self._advertise = tuple(advertise)
         self._listen = listen
         self._drawn = identity is None
         self._identity = identity or new_identity()
-        self._static = secrets.token_bytes(32)
+        self._static = KeyPair(secrets.token_bytes(KEY))
         self.location = self._located({})
 
     def __repr__(self) -> str:
@@ -92,88 +89,76 @@ class NoiseNetlayer(Netlayer):
 
     @property
     def identity(self) -> str:
-        return self._identity.seed.hex()
+        return to_keep(self._identity, drawn=self._drawn)
 
     def be_again(self, identity: str) -> None:
-        if self._drawn:
-            self._identity = Identity(bytes.fromhex(identity))
-            self.location = self._located(self.location.hints)
+        self._identity = kept(identity, self._identity, drawn=self._drawn)
+        self.location = self._located(self.location.hints)
 
-    def _located(self, hints: dict[str, str] | object) -> PeerLocator:
-        return PeerLocator(TRANSPORT, self._identity.designator, hints)  # type: ignore[arg-type]
+    def _located(self, hints: Mapping[str, str]) -> PeerLocator:
+        return PeerLocator(TRANSPORT, self._identity.designator, hints)
 
     async def listen(self, limits: Limits) -> Listener | None:
         if not self._listen:
             return None
         listener = await listen(self._host, self._port)
-        bound = write_address(*listener.socket.getsockname()[:2])
-        self.location = self._located({"addr": ",".join(self._advertise or (bound,))})
+        bound, self.port = listener.socket.getsockname()[:2]
+        if not self._advertise and is_every_address(bound):  # as "0" and "" are too
+            await listener.aclose()
+            raise ConnectFailed(_EVERYWHERE.format(bound))
+        self.location = self._located(
+            {"addr": ",".join(self._advertise or (write_address(bound, self.port),))}
+        )
         return _NoiseListener(listener, self, limits)
 
     async def dial(self, locator: PeerLocator, limits: Limits) -> Channel:
         wanted = public_key_of(locator.designator)
         addresses = _addresses(locator)
-        found: list[NoiseChannel] = []
-        failures: list[str] = []
-
-        async def attempt(address: str, failed: trio.Event) -> None:
-            channel = None
-            try:
-                channel = await self._reach(address, wanted, limits)
-            except (OSError, UnicodeError, ChannelBroken) as error:
-                failures.append(f"{address}: {error}")
-                failed.set()
-            else:
-                if found:  # at the same time as another
-                    await channel.aclose()
-                else:
-                    found.append(channel)
-                    racing.cancel_scope.cancel()
-
         try:
-            async with trio.open_nursery() as racing:
-                for address in addresses:
-                    failed = trio.Event()
-                    racing.start_soon(attempt, address, failed)
-                    with trio.move_on_after(_HEAD_START):
-                        await failed.wait()
-        except BaseException:
-            for channel in found:
-                await channel.aclose()
-            raise
-        if not found:
-            raise unreachable(locator, ConnectFailed("; ".join(failures)))
-        channel = found[0]
+            channel = await race(
+                [partial(self._reach, address, wanted, limits) for address in addresses], NoiseChannel.aclose
+            )
+        except OSError as error:
+            raise unreachable(locator, error) from error
         if channel.codec == NO_CODEC:
             await channel.aclose()
             raise ConnectFailed(f"cannot talk to {locator.uri}: {_NO_COMMON_CODEC}", lasting=True)
         return channel
 
     async def _reach(self, address: str, wanted: bytes, limits: Limits) -> NoiseChannel:
-        stream = await connect(*parse_address(address))
-        tune(stream)
-        channel = NoiseChannel(stream, limits, self)
         try:
-            await channel.introduce(wanted)
-        except BaseException:
-            await channel.aclose()
-            raise
+            stream = await connect(*parse_address(address))
+            tune(stream)
+            channel = NoiseChannel(stream, limits, self)
+            try:
+                await channel.introduce(wanted)
+            except BaseException:
+                await channel.aclose()
+                raise
+        except (OSError, ChannelBroken) as error:
+            raise ChannelBroken(f"{address}: {error}") from error
         return channel
+
+    def check_wanted(self, first: bytes) -> None:
+        """Raises NoiseError for the first message of a handshake that is for another peer."""
+        if wanted(first) != self._identity.public_key:
+            raise NoiseError("the first message is for another peer")
 
     def introduction(self, responder: bytes | None = None) -> Introduction:
         """This peer's side of a new handshake."""
-        return Introduction(self._identity, self._static, secrets.token_bytes(32), responder=responder)
+        ephemeral = KeyPair(secrets.token_bytes(KEY))
+        return Introduction(self._identity, self._static, ephemeral, responder=responder)
 
 
 def _addresses(locator: PeerLocator) -> list[str]:
     addresses = locator.hints.get("addr", "").split(",")
     if not locator.hints.get("addr"):
         raise BadLocator("a noise locator needs the hint addr: host:port, or several with commas between")
-    if len(addresses) > _MOST:
-        raise BadLocator(f"a noise locator names up to {_MOST} addresses")
+    if len(addresses) > MOST_ADDRESSES:
+        raise BadLocator(f"a noise locator names up to {MOST_ADDRESSES} addresses")
     for address in addresses:
         parse_address(address)
-    return list(dict.fromkeys(addresses))
+    return addresses
 
 
 @final
@@ -203,9 +188,11 @@ class NoiseChannel(StreamChannel):
             raise ChannelBroken(str(error)) from error
 
     async def begin(self) -> None:
-        introduction = self._netlayer.introduction()
         try:
-            second = introduction.second(await self._hear(FIRST))
+            first = await self._hear(FIRST)
+            self._netlayer.check_wanted(first)  # before anything is computed
+            introduction = self._netlayer.introduction()
+            second = introduction.second(first)
             await self._say(second)
             if introduction.codec == NO_CODEC:
                 raise ChannelBroken(_NO_COMMON_CODEC)

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Final, TypeVar
 
 import trio
 
 from ocapn.errors import ConnectFailed
+from ocapn.netlayers.base import ChannelBroken
+
+T = TypeVar("T")
+
+#: Addresses of one peer that are tried.
+MOST_ADDRESSES: Final = 8
+#: An address that has not answered by then is raced by the next, seconds.
+HEAD_START: Final = 0.25
+#: Names that are looked up at once.
+LOOKUPS: Final = 10
 
 
 def is_loopback(host: str) -> bool:
@@ -29,7 +42,8 @@ def is_every_address(host: str) -> bool:
 
 
 def tune(stream: trio.SocketStream) -> str:
-    """A dead peer is found within two minutes or so; small messages go out at once. Returns where it comes from."""
+    """A dead peer is found within two minutes or so; small messages go out at once. Returns where it comes from: the
+    address, of IPv6 the first half of it, as whoever has one of those has all that begin so."""
     try:
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -40,21 +54,99 @@ def tune(stream: trio.SocketStream) -> str:
     except OSError:
         pass  # macOS says so of a connection that the other side has reset; reading will tell
     try:
-        return str(stream.socket.getpeername()[0])
+        return source_of(stream.socket.getpeername()[0])
     except OSError:  # it is gone already; reading will tell
         return "gone"
 
 
-async def connect(host: str, port: int) -> trio.SocketStream:
-    """A connection. An address, as most hints are, needs no look-up and no race between addresses. Raises OSError, and
-    UnicodeError for a host that is no name which DNS could hold."""
+def source_of(address: str) -> str:
+    """As which an address counts for limits."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped is not None:
+            return str(ip.ipv4_mapped)
+        if not ip.is_loopback:
+            return str(ipaddress.ip_network((ip, 64), strict=False))
+    return str(ip)
+
+
+async def race(attempts: Sequence[Callable[[], Awaitable[T]]], close: Callable[[T], Awaitable[None]]) -> T:
+    """What the first attempt returns that does not fail; others that are as quick are closed.
+
+    Each begins `HEAD_START` seconds after the one before, or when that has failed (RFC 8305, section 5). What fails
+    raises OSError or ChannelBroken. Raises OSError with what all of them said.
+    """
+    found: list[T] = []
+    failures: list[str] = []
+
+    async def run(attempt: Callable[[], Awaitable[T]], failed: trio.Event) -> None:
+        try:
+            result = await attempt()
+        except (OSError, ChannelBroken) as error:
+            failures.append(str(error))
+            failed.set()
+        else:
+            if found:
+                await close(result)
+            else:
+                found.append(result)
+                racing.cancel_scope.cancel()
+
     try:
-        family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
+        async with trio.open_nursery() as racing:
+            for attempt in attempts:
+                failed = trio.Event()
+                racing.start_soon(run, attempt, failed)
+                with trio.move_on_after(HEAD_START):
+                    await failed.wait()
+    except BaseException:
+        for result in found:
+            await close(result)
+        raise
+    if not found:
+        raise OSError("; ".join(failures))
+    return found[0]
+
+
+async def connect(host: str, port: int) -> trio.SocketStream:
+    """A connection; of the addresses of a name, to the one that is quickest. Raises OSError."""
+    try:
+        places = [str(ipaddress.ip_address(host))]
     except ValueError:
-        return await trio.open_tcp_stream(host, port)
+        places = await _addresses(host)
+    return await race([partial(_connect, place, port) for place in places], trio.SocketStream.aclose)
+
+
+async def _addresses(name: str) -> list[str]:
+    """Looks a name up, in threads of its own: who writes locators may name what takes long to look up."""
+    try:
+        found = await trio.to_thread.run_sync(
+            partial(socket.getaddrinfo, name, None, type=socket.SOCK_STREAM),
+            limiter=_lookups(),
+            abandon_on_cancel=True,
+        )
+    except UnicodeError as error:  # no name that DNS could hold
+        raise OSError(str(error)) from error
+    return [str(address[0]) for *_, address in found[:MOST_ADDRESSES]]
+
+
+_LIMITER: Final = trio.lowlevel.RunVar[trio.CapacityLimiter]("ocapn lookups")
+
+
+def _lookups() -> trio.CapacityLimiter:
+    try:
+        return _LIMITER.get()
+    except LookupError:
+        limiter = trio.CapacityLimiter(LOOKUPS)
+        _LIMITER.set(limiter)
+        return limiter
+
+
+async def _connect(address: str, port: int) -> trio.SocketStream:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock = trio.socket.socket(family, socket.SOCK_STREAM)
     try:
-        await sock.connect((host, port))
+        await sock.connect((address, port))
     except BaseException:
         sock.close()
         raise

@@ -77,6 +77,7 @@ class TcpTestingNetlayer(Netlayer):
             return None
         listener = await listen(self._host, self._port)
         host, port = listener.socket.getsockname()[:2]
+        self.port = port
         hints = {"host": self._advertise or host, "port": str(port)}
         if self._framing != SYRUP:
             hints["framing"] = self._framing
@@ -92,7 +93,7 @@ class TcpTestingNetlayer(Netlayer):
             raise BadLocator(f"the hint framing is one of {', '.join(FRAMINGS)}, not {framing!r}")
         try:
             stream = await connect(host, int(port))
-        except (OSError, UnicodeError) as error:  # UnicodeError: the host is no name that DNS could hold
+        except OSError as error:
             raise unreachable(locator, error) from error
         tune(stream)
         return StreamChannel(stream, limits, framing, binding=_binding(stream))

@@ -69,7 +69,11 @@ class SocketFile:
     def __init__(self, listener: trio.SocketListener, path: str) -> None:
         self.listener = listener
         self._path = path
-        self._inode = os.stat(path).st_ino
+        self._made = self._identity()
+
+    def _identity(self) -> tuple[int, int]:
+        status = os.stat(self._path)
+        return status.st_ino, status.st_ctime_ns  # the number of a file that is gone may be that of another
 
     @classmethod
     async def make(cls, path: str | os.PathLike[str]) -> SocketFile:
@@ -92,7 +96,7 @@ class SocketFile:
     async def aclose(self) -> None:
         """Removes the file, unless another has taken its place."""
         try:
-            if os.stat(self._path).st_ino == self._inode:
+            if self._identity() == self._made:
                 os.unlink(self._path)
         except OSError:
             pass  # somebody removed it already

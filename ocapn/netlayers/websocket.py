@@ -27,12 +27,12 @@ from wsproto.utilities import RemoteProtocolError as HttpError
 from ocapn.codec.operations import read_signature, signature_value
 from ocapn.codec.syrup import Record, decode, encode
 from ocapn.crypto import Identity, public_key_of, verify
-from ocapn.errors import BadLocator, RemoteProtocolError
+from ocapn.errors import BadLocator, ConnectFailed, RemoteProtocolError
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
 from ocapn.model.values import Symbol
 from ocapn.netlayers.base import Channel, ChannelBroken, Listener, Netlayer, unreachable
-from ocapn.netlayers.identity import new_identity
+from ocapn.netlayers.identity import kept, new_identity, to_keep
 from ocapn.netlayers.tcp import connect, is_every_address, is_loopback, listen, tune
 
 TRANSPORT = "websocket"
@@ -41,6 +41,7 @@ _AUTH: Final = Symbol("init:peer-auth")
 _ENVELOPE: Final = Symbol("desc:sig-envelope")
 _CHALLENGE: Final = 32
 _END: Final = b"\r\n\r\n"
+_EVERYWHERE: Final = "{} stands for every address of this machine; url= says at which others find it"
 #: Bytes read from a socket at once.
 _READ: Final = 1 << 16
 #: How long the answer to a ping may take to be sent while nothing else is, seconds.
@@ -53,7 +54,7 @@ class WebSocketNetlayer(Netlayer):
     Port 0 lets the system choose. `url` is what the locator names where that is something else: that of a proxy, say.
     `certificate` is the one that those who dial see, DER: without it, sessions over TLS are not durable.
     `trust` is the context for dialling `wss://`; by default that of the system. `identity` is who the peer is: drawn at
-    random unless given, and with a baggage the same again after a restart. Raises ValueError for a `host` that is not
+    random unless given, and with a baggage the same after a restart. Raises ValueError for a `host` that is not
     loopback without `tls`, unless there is a `url` that begins with `wss://`, or `insecure_bind`; and for one that is
     every address of the machine without a `url`.
     """
@@ -86,9 +87,7 @@ class WebSocketNetlayer(Netlayer):
                 "the wss:// url of a proxy, or insecure_bind=True"
             )
         if listen and url is None and is_every_address(host):
-            raise ValueError(
-                f"{host} stands for every address of this machine; url= says at which others find it"
-            )
+            raise ValueError(_EVERYWHERE.format(host))
         self._host = host
         self._port = port
         self.path = path
@@ -104,7 +103,7 @@ class WebSocketNetlayer(Netlayer):
 
     @property
     def identity(self) -> str:
-        return self._identity.seed.hex()
+        return to_keep(self._identity, drawn=self._drawn)
 
     @property
     def seen_in_clear(self) -> bool:
@@ -112,9 +111,8 @@ class WebSocketNetlayer(Netlayer):
         return self.tls is None and (self._url is None or self._url.startswith("ws:"))
 
     def be_again(self, identity: str) -> None:
-        if self._drawn:
-            self._identity = Identity(bytes.fromhex(identity))
-            self.location = PeerLocator(TRANSPORT, self._identity.designator, self.location.hints)
+        self._identity = kept(identity, self._identity, drawn=self._drawn)
+        self.location = PeerLocator(TRANSPORT, self._identity.designator, self.location.hints)
 
     def answer(self, challenge: bytes) -> bytes:
         """The proof that this is the peer with that designator. Raises RemoteProtocolError for what is no challenge.
@@ -132,6 +130,10 @@ class WebSocketNetlayer(Netlayer):
             return None
         listener = await listen(self._host, self._port)
         host, port = listener.socket.getsockname()[:2]
+        self.port = port
+        if self._url is None and is_every_address(host):  # as "0" and "" are too
+            await listener.aclose()
+            raise ConnectFailed(_EVERYWHERE.format(host))
         scheme = "ws" if self.tls is None else "wss"
         url = self._url or f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{self.path}"
         self.location = PeerLocator(TRANSPORT, self._identity.designator, {"url": url})
@@ -142,7 +144,7 @@ class WebSocketNetlayer(Netlayer):
         scheme, host, port, target = url_parts(locator.hints.get("url", ""))
         try:
             stream = await connect(host, port)
-        except (OSError, UnicodeError) as error:
+        except OSError as error:
             raise unreachable(locator, error) from error
         tune(stream)
         context = None

@@ -11,7 +11,7 @@ from typing import Final, final
 
 from ocapn.crypto import KEY, Identity, verify
 from ocapn.noise.packets import Packets
-from ocapn.noise.protocol import TAG, Exchange, NoiseError
+from ocapn.noise.protocol import TAG, Exchange, KeyPair, NoiseError
 
 _LABEL: Final = b"ocapn-noise-1"
 _SIGNATURE: Final = 64
@@ -36,7 +36,7 @@ def wanted(first: bytes) -> bytes:
 
 @final
 class Introduction:
-    """One side of a handshake. `static` and `ephemeral` are X25519 private keys, the latter drawn for this alone.
+    """One side of a handshake. `ephemeral` is drawn for this alone.
 
     `responder` is the key of the peer that is dialled; None where that is this one. `codecs` are the numbers of those
     that this side has, the one it likes best first.
@@ -47,8 +47,8 @@ class Introduction:
     def __init__(
         self,
         identity: Identity,
-        static: bytes,
-        ephemeral: bytes,
+        static: KeyPair,
+        ephemeral: KeyPair,
         *,
         responder: bytes | None = None,
         codecs: Sequence[int] = (SYRUP,),
@@ -121,7 +121,7 @@ class Introduction:
 
     def _proof(self, role: bytes) -> bytes:
         """That who has this side's static key here, in this connection, is this peer."""
-        signed = _LABEL + role + self._exchange.hash + self._exchange.static_public
+        signed = _LABEL + role + self._exchange.hash + self._exchange.static.public
         return self._identity.public_key + self._identity.sign(signed)
 
     def _prove(self, role: bytes, said: bytes, proof: bytes) -> None:

@@ -25,12 +25,13 @@ class Packets:
     Order is proved by the nonces: what is lost, doubled, exchanged or altered does not open, nor does what follows.
     """
 
-    __slots__ = ("_receive", "_rest", "_send")
+    __slots__ = ("_failed", "_receive", "_rest", "_send")
 
     def __init__(self, send: Cipher, receive: Cipher) -> None:
         self._send = send
         self._receive = receive
         self._rest = b""
+        self._failed = False
 
     @property
     def pending(self) -> bool:
@@ -39,16 +40,14 @@ class Packets:
 
     def seal(self, data: bytes) -> bytes:
         """The packets that carry the bytes."""
-        if len(data) <= _ROOM:
-            return packet(self._sealed(data))
-        view = memoryview(data)
-        return b"".join(
-            packet(self._sealed(bytes(view[at : at + _ROOM]))) for at in range(0, len(data), _ROOM)
-        )
+        return b"".join(packet(self._sealed(data[at : at + _ROOM])) for at in range(0, len(data), _ROOM))
 
     def open(self, data: bytes) -> bytes:
         """What the packets carry that `data` completes. Raises NoiseError, after which nothing opens any more."""
+        if self._failed:
+            raise NoiseError("a packet before did not open")
         data = self._rest + data
+        self._failed = True  # unless all is well
         parts = []
         at, end = 0, len(data)
         while end - at >= 2:
@@ -60,7 +59,8 @@ class Packets:
             parts.append(self._opened(data[at + 2 : at + 2 + size]))
             at += 2 + size
         self._rest = data[at:]
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        self._failed = False
+        return b"".join(parts)
 
     def _sealed(self, clear: bytes) -> bytes:
         sealed = self._send.encrypt(clear)

@@ -69,6 +69,17 @@ class Cipher:
 
 
 @final
+class KeyPair:
+    """An X25519 key, from 32 secret bytes."""
+
+    __slots__ = ("private", "public")
+
+    def __init__(self, private: bytes) -> None:
+        self.private = private
+        self.public = crypto_scalarmult_base(private)
+
+
+@final
 class Exchange:
     """One handshake, from the side of the initiator or of the responder (section 5.3, HandshakeState).
 
@@ -82,18 +93,16 @@ class Exchange:
         "_initiator",
         "_key",
         "_remote_ephemeral",
-        "_static",
         "_step",
         "hash",
         "remote_static",
-        "static_public",
+        "static",
     )
 
-    def __init__(self, *, initiator: bool, prologue: bytes, static: bytes, ephemeral: bytes) -> None:
-        """`static` and `ephemeral` are X25519 private keys, the latter random and never used before."""
+    def __init__(self, *, initiator: bool, prologue: bytes, static: KeyPair, ephemeral: KeyPair) -> None:
+        """`ephemeral` is random, and was never used before."""
         self._initiator = initiator
-        self._static = static
-        self.static_public = crypto_scalarmult_base(static)
+        self.static = static
         self._ephemeral = ephemeral
         self._remote_ephemeral = b""
         #: The other side's, once it has come.
@@ -115,11 +124,10 @@ class Exchange:
         parts = []
         for token in self._turn(writing=True):
             if token == "e":
-                public = crypto_scalarmult_base(self._ephemeral)
-                self._mix_hash(public)
-                parts.append(public)
+                self._mix_hash(self._ephemeral.public)
+                parts.append(self._ephemeral.public)
             elif token == "s":
-                parts.append(self._seal(self.static_public))
+                parts.append(self._seal(self.static.public))
             else:
                 self._agree(token)
         parts.append(self._seal(payload))
@@ -153,7 +161,7 @@ class Exchange:
     def _agree(self, token: str) -> None:
         """A secret of two keys: the first letter says which of the initiator's, the second which of the responder's."""
         ours, theirs = (token[0], token[1]) if self._initiator else (token[1], token[0])
-        private = self._ephemeral if ours == "e" else self._static
+        private = (self._ephemeral if ours == "e" else self.static).private
         public = self._remote_ephemeral if theirs == "e" else self.remote_static
         try:
             secret = crypto_scalarmult(private, public)

@@ -20,7 +20,7 @@ import ocapn
 from durable.header import Header, write_header
 from ocapn import E, SturdyRef
 from ocapn.cli import ExitCode
-from ocapn.cli.wires import port_of
+from ocapn.netlayers.noise import parse_address
 from tests.cli.support import Outcome, finished, line, run, started
 from tests.support import trio_test_real
 
@@ -143,18 +143,22 @@ def test_a_swiss_number_from_a_file_takes_the_place_of_the_one_before(
     assert err == "ocapn serve: b and a have the same swiss number; use another file\n"
 
 
+def address(sturdyref: SturdyRef) -> tuple[str, int]:
+    return parse_address(sturdyref.peer.hints["addr"])
+
+
 def test_a_port_that_is_taken_meanwhile(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with serving(tmp_path / "baggage", "a=Counter") as (_, (before,)):
         pass
     ours = SturdyRef.parse(before)
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(("127.0.0.1", port_of(ours.peer)))
+        taken.bind(("127.0.0.1", address(ours)[1]))
         taken.listen()
         with serving(tmp_path / "baggage", "a=Counter") as (process, (after,)):
             other = SturdyRef.parse(after)
             assert (other.peer.designator, other.swiss) == (ours.peer.designator, ours.swiss)
-            assert port_of(other.peer) != port_of(ours.peer)
+            assert address(other)[1] != address(ours)[1]
             assert called(capsys, after, "add", "1") == "1"
             process.send_signal(signal.SIGTERM)
             _, _, err = finished(process)
@@ -305,3 +309,15 @@ def test_an_object_that_no_baggage_takes(capsys: pytest.CaptureFixture[str], bag
     assert code == ExitCode.USAGE
     assert err.startswith("ocapn serve: ")
     assert "a list can change without being noticed" in err
+
+
+def test_the_port_that_was_listened_at_is_kept_and_not_the_one_that_is_advertised(tmp_path: Path) -> None:
+    advertised = ["--advertise", "example.org:443"]
+    with serving(tmp_path / "baggage", "a=Counter", options=advertised) as (_, (first,)):
+        assert address(SturdyRef.parse(first)) == ("example.org", 443)
+    with serving(tmp_path / "baggage", "a=Counter") as (_, (second,)):
+        host, port = address(SturdyRef.parse(second))
+    assert (host, port == 443) == ("127.0.0.1", False)
+    with serving(tmp_path / "baggage", "a=Counter") as (_, (third,)):
+        assert third == second
+    assert SturdyRef.parse(third) == SturdyRef.parse(first)

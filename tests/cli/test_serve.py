@@ -306,7 +306,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> None:
             4,
             "/dev/null holds no certificate: a PEM file has one",
         ),
-        (["--identity", "/"], 3, "the identity in / cannot be used: Is a directory"),
+        (["--advertise=h:1"] * 9, 2, "--advertise takes up to 8 addresses"),
+        (["--identity", "/"], 3, "the identity / is no file"),
         (
             ["--designator", "me"],
             2,
@@ -517,3 +518,30 @@ def test_a_certificate_without_its_key(capsys: pytest.CaptureFixture[str], tmp_p
     code, _, err = _failed(capsys, "--listen", "wss://127.0.0.1", "--tls-certificate", str(pem))
     assert code == ExitCode.FILE
     assert err.startswith(f"ocapn serve: {pem} holds no key that fits {pem}: ")
+
+
+def test_a_sturdyref_that_stays_valid_without_a_baggage(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """As the help says: by its key, its swiss number and its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = [f"--identity={tmp_path / 'key'}", f"--swiss=add=@{tmp_path / 'swiss'}"]
+    options += [f"--listen=NOISE://127.0.0.1:{port}", f"--advertise=127.0.0.1:{port}", "--advertise=[::1]:9"]
+    uris = []
+    for _ in range(2):
+        with serving("add", options=options) as (_, (uri,)):
+            uris.append(uri)
+            assert run(capsys, "call", uri, "-", "2", "3")[:2] == (0, "5\n")
+    assert uris[0] == uris[1]
+    assert SturdyRef.parse(uri).peer.hints == {"addr": f"127.0.0.1:{port},[::1]:9"}
+
+
+def test_a_key_is_not_made_for_what_cannot_be(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, _, err = _failed(
+        capsys, "--listen", "noise://127.0.0.1:0", "--listen", "foo", "--identity", str(tmp_path / "key")
+    )
+    assert code == ExitCode.USAGE
+    assert "--listen foo" in err
+    assert list(tmp_path.iterdir()) == []

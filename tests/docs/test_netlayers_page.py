@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import ocapn
-from ocapn.netlayers import noise, websocket
+from ocapn.netlayers import tcp, websocket
 from ocapn.noise import introduction, packets, protocol
 from tests.docs.support import ROOT, check_first_example
 
@@ -32,7 +32,7 @@ def test_the_figures_of_noise() -> None:
     assert f"of up to {protocol.MOST - protocol.TAG:,} bytes" in PAGE
     assert f"After {packets.REKEY:,} packets" in PAGE
     assert f"{introduction.NO_CODEC} says that it has none" in PAGE
-    assert f"up to {noise._MOST} of them" in PAGE
-    assert f"each {1000 * noise._HEAD_START:.0f} ms after" in PAGE
+    assert f"up to {tcp.MOST_ADDRESSES} of them" in PAGE
+    assert f"each {1000 * tcp.HEAD_START:.0f} ms after" in PAGE
     assert f"has read {first} bytes before it computes anything, and {third} more" in PAGE
     assert protocol.NAME.decode() in PAGE

@@ -92,7 +92,7 @@ def test_the_limits_and_timers() -> None:
         "processes that one frame may end": _TRIES,
         "tombstones": limits.tombstones,
         "a tombstone": limits.tombstone_life,
-        "suspended sessions with peers that nobody authenticated": limits.suspended_sessions,
+        "suspended sessions that other peers began, or with peers that nobody authenticated": limits.suspended_sessions,
     }
     written: dict[str, Any] = {}
     for what, value, by in _rows("| what | value | set by |"):

@@ -7,9 +7,12 @@ import logging
 import os
 import socket
 import stat
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 import trio
@@ -28,9 +31,12 @@ from ocapn import (
     open_peer,
     send_only,
 )
-from ocapn.errors import BadLocator
-from ocapn.netlayers.noise import parse_address
+from ocapn.errors import BadLocator, RemoteProtocolError
+from ocapn.netlayers.base import Channel, ChannelBroken
+from ocapn.netlayers.noise import NoiseChannel, parse_address
+from ocapn.netlayers.websocket import WebSocketNetlayer
 from ocapn.noise.introduction import FIRST, Introduction
+from ocapn.noise.protocol import KeyPair
 from ocapn.testing import check_netlayer
 from tests.netlayers import makers
 from tests.peer.support import Echo, Recorder, between, far
@@ -114,9 +120,45 @@ async def test_it_is_the_same_again_with_its_baggage(tmp_path: Path) -> None:
             async with open_peer([NoiseNetlayer()], baggage=baggage) as peer:
                 designators.append(peer.locator().designator)
     assert designators[0] == designators[1]
-    with durable.open_baggage(tmp_path / "bag") as baggage:  # unless it is told another
-        async with open_peer([NoiseNetlayer(identity=BOB)], baggage=baggage) as peer:
-            assert peer.locator().designator == BOB.designator
+
+
+@trio_test_real
+async def test_a_key_that_is_given_is_not_kept_and_is_to_be_given_again(tmp_path: Path) -> None:
+    """The sessions of a baggage are those of one peer: it is not opened as another."""
+
+    async def opened(identity: Identity | None) -> str:
+        with durable.open_baggage(tmp_path / "bag") as baggage:
+            async with open_peer([NoiseNetlayer(identity=identity)], baggage=baggage) as peer:
+                return peer.locator().designator
+
+    for _ in range(2):
+        assert await opened(BOB) == BOB.designator
+    for other, what in ((None, "no identity was given"), (ALICE, f"{ALICE.designator} was given")):
+        with pytest.raises(
+            ConnectFailed, match=f"the baggage is that of the peer {BOB.designator}, and {what}"
+        ):
+            await opened(other)
+    for file in (tmp_path / "bag").iterdir():
+        data = file.read_bytes()
+        assert BOB.seed not in data
+        assert BOB.seed.hex().encode() not in data
+
+
+@pytest.mark.parametrize("text", ["", "bob", "abcd", 64 * "x", 51 * "a"])
+def test_a_baggage_that_has_kept_what_is_no_identity(text: str) -> None:
+    with pytest.raises(ConnectFailed, match="the baggage is that of the peer"):
+        NoiseNetlayer().be_again(text)
+
+
+def test_a_drawn_key_that_was_kept_is_not_that_which_is_given() -> None:
+    for make in (NoiseNetlayer, WebSocketNetlayer):
+        before = make()
+        make(identity=Identity(bytes.fromhex(before.identity))).be_again(before.identity)
+        with pytest.raises(ConnectFailed, match=r"and .* was given"):
+            make(identity=BOB).be_again(before.identity)
+        again = make()
+        again.be_again(before.identity)
+        assert again.location == before.location
 
 
 def test_it_is_the_same_again_with_its_file(tmp_path: Path) -> None:
@@ -153,7 +195,7 @@ def _pipe(path: Path) -> None:
         (_long, "has not 32 bytes"),
         (_open, "is open to other users: chmod 600"),
         (_pipe, "is no file"),
-        (Path.mkdir, "cannot be used: Is a directory"),
+        (Path.mkdir, "is no file"),
         (
             lambda path: path.symlink_to(path.parent / "no" / "where"),
             "cannot be used: No such file or directory",
@@ -226,6 +268,267 @@ async def test_it_names_the_addresses_that_it_was_told() -> None:
         assert PeerLocator.parse(peer.locator().uri).hints == peer.locator().hints
 
 
+@pytest.mark.parametrize("host", ["::1", "localhost"])
+def test_over_ipv6_and_by_a_name(host: str) -> None:
+    @trio_test_real
+    async def run() -> None:
+        try:
+            async with open_peer([NoiseNetlayer(host)]) as b, open_peer([NoiseNetlayer(listen=False)]) as a:
+                await a.connect(b.locator())
+                _, _, port = address_of(b).rpartition(":")
+                if host == "::1":
+                    assert address_of(b) == f"[::1]:{port}"
+                    return
+                async with open_peer([NoiseNetlayer(listen=False)]) as other:
+                    await other.connect(
+                        PeerLocator("noise", b.locator().designator, {"addr": f"localhost:{port}"})
+                    )
+        except ConnectFailed as error:
+            if host == "::1" and "cannot listen" in str(error):
+                pytest.skip("no IPv6 here")
+            raise
+
+    run()
+
+
+@trio_test_real
+async def test_names_that_take_long_to_look_up_hold_up_nothing_else() -> None:
+    """Who wrote the locator may have chosen them."""
+    going_on = threading.Event()
+
+    def slow(name: str, *_: object, **__: object) -> list[object]:
+        going_on.wait(10)
+        return []
+
+    locators = [
+        PeerLocator("noise", Identity(bytes([50 + number]) * 32).designator, {"addr": "a.test:1,b.test:1"})
+        for number in range(30)
+    ]
+    async with open_peer([NoiseNetlayer(listen=False)]) as a:
+        with mock.patch("socket.getaddrinfo", slow):
+            async with trio.open_nursery() as nursery:
+                for locator in locators:
+                    nursery.start_soon(a.connect, locator)
+                await trio.sleep(0.5)
+                with trio.fail_after(2):
+                    await trio.to_thread.run_sync(int)
+                going_on.set()
+                nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("host", ["0", "0.0"])
+def test_other_ways_to_write_every_address(host: str) -> None:
+    @trio_test_real
+    async def run() -> None:
+        for netlayer in (NoiseNetlayer(host), WebSocketNetlayer(host, insecure_bind=True)):
+            with pytest.raises(ConnectFailed, match="stands for every address of this machine"):
+                async with open_peer([netlayer]):
+                    pass
+
+    run()
+
+
+# What arrives when
+
+
+@trio_test_real
+async def test_what_comes_in_one_piece_with_the_last_of_the_handshake() -> None:
+    async with open_peer([NoiseNetlayer(identity=BOB)]) as b, middle(b) as way:
+        held: list[bytes] = []
+
+        def together(dialler: bool, data: bytes) -> bytes:
+            if not dialler or (not held and len(data) < 100):
+                return data
+            held.append(data)
+            return b"" if len(held) == 1 else b"".join(held) if len(held) == 2 else data
+
+        way.change = together
+        async with open_peer([NoiseNetlayer(listen=False)]) as a:
+            await a.connect(at(way.address))
+        assert len(held) >= 2
+
+
+@trio_test_real
+async def test_a_packet_that_does_not_end() -> None:
+    """In time, or at all."""
+    limits = Limits(frame_progress=0.2)
+    listener = await NoiseNetlayer(identity=BOB).listen(limits)
+    assert listener is not None
+    for ends in (False, True):
+        near, far = await both_ends(listener, limits)
+        await near._stream.send_all(near._wrapped(b"<1'a1+>")[:-1])
+        if ends:
+            await near.aclose()
+        error: type[Exception] = ChannelBroken if ends else RemoteProtocolError
+        with trio.fail_after(5), pytest.raises(error, match=r"inside a message|more than 0.2 s to arrive"):
+            await far.receive(1)
+        for channel in (near, far):
+            await channel.aclose()
+    await listener.aclose()
+
+
+async def both_ends(listener: Any, limits: Limits) -> tuple[NoiseChannel, NoiseChannel]:
+    ends: list[Any] = []
+
+    async def accept() -> None:
+        ends.append(await listener.accept())
+        await ends[0].begin()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(accept)
+        near = await NoiseNetlayer(listen=False).dial(listener.location, limits)
+    assert isinstance(near, NoiseChannel)
+    return near, ends[0]
+
+
+@trio_test_real
+async def test_what_finds_no_room_in_the_socket_goes_out_before_what_follows() -> None:
+    """It was encrypted already: the next packet does not open without it."""
+    limits = Limits()
+    listener = await NoiseNetlayer(identity=BOB).listen(limits)
+    assert listener is not None
+    near, far = await both_ends(listener, limits)
+
+    def full(fd: int, data: bytes) -> int:
+        raise BlockingIOError
+
+    messages = [b"<1'a%d+>" % number for number in range(3)]
+    with mock.patch("os.write", full):
+        assert near.send_now(messages[:1]) == 1
+    assert near.unsent
+    await near.send([])
+    assert near.send_now(messages[1:2]) == 1
+    await near.send(messages[2:])
+    got: list[bytes] = []
+    while len(got) < 3:
+        got += await far.receive(3)
+    assert got == messages
+    await near.send([])
+    for channel in (near, far):
+        await channel.aclose()
+    await listener.aclose()
+
+
+@pytest.mark.parametrize("offers", [0, 7])
+def test_no_codec_in_common_is_said(offers: int, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    netlayer = NoiseNetlayer(listen=False)
+    real = netlayer.introduction
+
+    def introduction(responder: bytes | None = None) -> Introduction:
+        made = real(responder)
+        made._codecs = (offers,)
+        return made
+
+    netlayer.introduction = introduction  # type: ignore[method-assign]
+
+    @trio_test_real
+    async def run() -> None:
+        async with open_peer([NoiseNetlayer(identity=BOB)]) as b, open_peer([netlayer]) as a:
+            if not offers:
+                await a.connect(b.locator())
+                return
+            with pytest.raises(ConnectFailed, match="the two peers have no codec in common") as caught:
+                await a.connect(b.locator())
+            assert caught.value.lasting
+            assert b.sessions == []
+
+    run()
+    assert ("no codec in common" in caplog.text) is bool(offers)
+
+
+@trio_test_real
+async def test_of_two_addresses_that_answer_at_once_one_is_closed() -> None:
+    async with open_peer([NoiseNetlayer(identity=BOB)]) as b, middle(b) as one, middle(b) as other:
+        netlayer = NoiseNetlayer(listen=False)
+        closed = 0
+        both = trio.Event()
+        waiting = 0
+        real_reach, real_close = NoiseNetlayer._reach, NoiseChannel.aclose
+
+        async def reach(self: NoiseNetlayer, *args: Any) -> NoiseChannel:
+            nonlocal waiting
+            channel = await real_reach(self, *args)
+            waiting += 1
+            if waiting == 2:
+                both.set()
+            with trio.CancelScope(shield=True):
+                await both.wait()
+            return channel
+
+        async def aclose(self: NoiseChannel) -> None:
+            nonlocal closed
+            closed += 1
+            await real_close(self)
+
+        with (
+            mock.patch.object(NoiseNetlayer, "_reach", reach),
+            mock.patch.object(NoiseChannel, "aclose", aclose),
+        ):
+            channel = await netlayer.dial(at(f"{one.address},{other.address}"), Limits())
+            assert closed == 1
+            await channel.aclose()
+
+
+@trio_test_real
+async def test_a_dial_that_is_cancelled_while_it_waits_for_the_disk_closes_its_connection() -> None:
+    async with open_peer([NoiseNetlayer(identity=BOB)]) as b, open_peer([NoiseNetlayer(listen=False)]) as a:
+        closed: list[Channel] = []
+        real = NoiseChannel.aclose
+
+        async def aclose(self: NoiseChannel) -> None:
+            closed.append(self)
+            await real(self)
+
+        with (
+            mock.patch.object(a, "settled", trio.sleep_forever),
+            mock.patch.object(NoiseChannel, "aclose", aclose),
+        ):
+            with trio.move_on_after(0.3):
+                await a.connect(b.locator())
+            await until(lambda: bool(closed))
+
+
+@trio_test_real
+async def test_keys_cost_nothing_so_sessions_that_others_begin_are_bounded() -> None:
+    """Those go first whose peers hold nothing."""
+    limits = Limits(suspended_sessions=3)
+    async with open_peer([NoiseNetlayer(identity=BOB)], limits=limits) as b:
+        recorder = Recorder()
+        async with open_peer([Once()]) as friend:
+            ref = await friend.enliven(b.export(recorder))
+            await E(ref).note(1)
+            await until(lambda: all(one.durable for one in (*friend.sessions, *b.sessions)))
+            kept = between(b, friend)
+            for connection in list(b._connections.values()):
+                await connection.channel.aclose()
+            await until(lambda: kept.status == "suspended")
+            for _ in range(6):
+                async with open_peer([Once()]) as stranger:
+                    await stranger.connect(b.locator())
+                    theirs = between(b, stranger)
+                    await until(lambda theirs=theirs: theirs.durable)  # type: ignore[misc]
+                    for connection in list(b._connections.values()):
+                        await connection.channel.aclose()
+                    await until(lambda theirs=theirs: theirs.status != "live")  # type: ignore[misc]
+            assert len(b.sessions) <= 3
+            assert kept in b.sessions
+
+
+class Once(NoiseNetlayer):
+    """Dials once, so that what is cut stays so."""
+
+    def __init__(self) -> None:
+        super().__init__(listen=False)
+        self._dialled = False
+
+    async def dial(self, locator: PeerLocator, limits: Limits) -> Channel:
+        if self._dialled:
+            raise ConnectFailed("once is enough")
+        self._dialled = True
+        return await super().dial(locator, limits)
+
+
 # Attackers with a socket
 
 
@@ -267,7 +570,9 @@ async def ended(stream: trio.SocketStream) -> bool:
 
 
 def first_of(identity: Identity = MALLORY) -> bytes:
-    introduction = Introduction(identity, os.urandom(32), os.urandom(32), responder=BOB.public_key)
+    introduction = Introduction(
+        identity, KeyPair(os.urandom(32)), KeyPair(os.urandom(32)), responder=BOB.public_key
+    )
     return FIRST.to_bytes(2, "big") + introduction.first()
 
 
@@ -451,7 +756,7 @@ async def test_what_was_recorded_is_of_no_use() -> None:
 
 
 @trio_test_real
-async def test_a_durable_session_moves_to_another_address(tmp_path: Path) -> None:
+async def test_a_durable_session_moves_to_another_address() -> None:
     """Of a peer that was restarted elsewhere: who it has a session with finds it there from then on."""
     store = durable.MemoryStore()
     async with open_peer([NoiseNetlayer()]) as a:

@@ -13,6 +13,7 @@ from ocapn.errors import BadLocator, ConnectFailed
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
 from ocapn.netlayers.base import Channel, Listener, StreamChannel
+from ocapn.netlayers.tcp import source_of
 from ocapn.netlayers.tcp_testing import TRANSPORT, TcpTestingNetlayer
 from tests.support import trio_test_real
 
@@ -246,3 +247,18 @@ async def test_the_locator_names_the_advertised_host() -> None:
     assert listener is not None
     assert netlayer.location.hints["host"] == "host.example"
     await listener.aclose()
+
+
+@pytest.mark.parametrize(
+    ("address", "source"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("::1", "::1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1:2%eth0", "fe80::/64"),
+    ],
+)
+def test_as_which_source_an_address_counts(address: str, source: str) -> None:
+    """Whoever has one address of IPv6 has all that begin with the same half."""
+    assert source_of(address) == source

@@ -318,6 +318,24 @@ async def test_a_method_whose_nursery_fails_as_it_is_cancelled_ends_only_itself(
 
 
 @trio_test
+async def test_a_method_that_is_cancelled_with_tasks_of_its_own_breaks_its_answer() -> None:
+    """trio raises a group of nothing but cancellations."""
+
+    class Busy(Target):
+        @method
+        async def run(self) -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.sleep_forever)
+                nursery.start_soon(trio.sleep_forever)
+
+    async with open_peer([MemoryNetlayer(MemoryNetwork(), "a")]):
+        answer = E(Busy()).run()
+        await settle()
+    with pytest.raises(RemoteError, match="the method was cancelled"):
+        await answer
+
+
+@trio_test
 async def test_closing_breaks_what_tasks_outside_wait_for() -> None:
     """What another task waits for by this peer breaks too, and does not wait for ever."""
     network = MemoryNetwork()

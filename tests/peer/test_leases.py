@@ -539,22 +539,6 @@ async def test_the_other_side_s_use_is_use() -> None:
 
 
 @trio_test
-async def test_a_yes_that_comes_too_late_is_a_no() -> None:
-    async def late(session: Session, why: str) -> bool:
-        with trio.CancelScope(shield=True):
-            await trio.sleep(10.0)
-        return True
-
-    network = MemoryNetwork()
-    lease = Lease(life=10.0, within=5.0, on_reauthorise=late)
-    async with peer(network, "b") as b, peer(network, "a", lease=lease) as a:
-        ref = await far(b, a, Echo())
-        await trio.sleep(11.0)
-        with pytest.raises(SessionExpired):
-            await E(ref).echo(1)
-
-
-@trio_test
 async def test_a_yes_at_once_is_told_too() -> None:
     async def yes(session: Session, why: str) -> bool:
         return True

@@ -7,13 +7,14 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nacl.bindings import crypto_aead_chacha20poly1305_ietf_encrypt
 
 from ocapn.crypto import Identity, designator_of, public_key_of
 from ocapn.errors import BadLocator
 from ocapn.noise import packets
 from ocapn.noise.introduction import FIRST, NO_CODEC, SECOND, THIRD, Introduction, wanted
 from ocapn.noise.packets import Packets, packet
-from ocapn.noise.protocol import MOST, TAG, Cipher, Exchange, NoiseError
+from ocapn.noise.protocol import MOST, TAG, Cipher, Exchange, KeyPair, NoiseError
 
 #: `Noise_XX_25519_ChaChaPoly_BLAKE2s` as the projects cacophony and snow have published it: prologue, the initiator's
 #: static and ephemeral key, the responder's, the hash of the handshake, and messages, each a payload and what is sent.
@@ -97,7 +98,7 @@ VECTORS = {
 @pytest.mark.parametrize("project", VECTORS)
 def test_the_published_vectors(project: str) -> None:
     prologue, *keys, expected, messages = VECTORS[project]
-    static_a, ephemeral_a, static_b, ephemeral_b = [bytes.fromhex(key) for key in keys]
+    static_a, ephemeral_a, static_b, ephemeral_b = [KeyPair(bytes.fromhex(key)) for key in keys]
     start = bytes.fromhex(prologue)
     a = Exchange(initiator=True, prologue=start, static=static_a, ephemeral=ephemeral_a)
     b = Exchange(initiator=False, prologue=start, static=static_b, ephemeral=ephemeral_b)
@@ -127,12 +128,16 @@ def dialler(
     identity: Identity = ALICE, responder: Identity = BOB, codecs: tuple[int, ...] = (0,), drawn: int = 21
 ) -> Introduction:
     return Introduction(
-        identity, bytes([11]) * 32, bytes([drawn]) * 32, responder=responder.public_key, codecs=codecs
+        identity,
+        KeyPair(bytes([11]) * 32),
+        KeyPair(bytes([drawn]) * 32),
+        responder=responder.public_key,
+        codecs=codecs,
     )
 
 
 def listener(identity: Identity = BOB, codecs: tuple[int, ...] = (0,), drawn: int = 22) -> Introduction:
-    return Introduction(identity, bytes([12]) * 32, bytes([drawn]) * 32, codecs=codecs)
+    return Introduction(identity, KeyPair(bytes([12]) * 32), KeyPair(bytes([drawn]) * 32), codecs=codecs)
 
 
 def introduced(a: Introduction, b: Introduction) -> tuple[Packets, Packets]:
@@ -149,6 +154,42 @@ def test_both_know_who_the_other_is_and_have_what_nobody_else_has() -> None:
     again = dialler(), listener(drawn=23)
     introduced(*again)
     assert again[0].binding != a.binding
+
+
+def test_what_the_two_proofs_sign() -> None:
+    """The hash of what was said before and the key that is used here, in a role: it is of no use elsewhere."""
+    a, b = dialler(), listener()
+    first = a.first()
+    before_second = a._exchange.hash
+    second = b.second(first)
+    before_third = b._exchange.hash
+    signed = {}
+    for who, role, said, number in (
+        (BOB, b"responder", before_second, 12),
+        (ALICE, b"initiator", before_third, 11),
+    ):
+        signed[role] = who.sign(b"ocapn-noise-1" + role + said + KeyPair(bytes([number]) * 32).public)
+    payloads: list[bytes] = []
+    real = Introduction._prove
+
+    def noted(self: Introduction, role: bytes, said: bytes, proof: bytes) -> None:
+        payloads.append(proof)
+        real(self, role, said, proof)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Introduction, "_prove", noted)
+        b.finish(a.third(second))
+    assert payloads == [BOB.public_key + signed[b"responder"], ALICE.public_key + signed[b"initiator"]]
+
+
+def test_a_key_that_is_replaced_is_made_as_the_framework_says() -> None:
+    """The first 32 bytes of 32 zeros, encrypted with the last nonce."""
+    cipher = Cipher(bytes(range(32)))
+    cipher.rekey()
+    nonce = bytes(4) + bytes([255]) * 8
+    made = crypto_aead_chacha20poly1305_ietf_encrypt(bytes(32), None, nonce, bytes(range(32)))[:32]
+    assert cipher._key == made
+    assert packets.REKEY == 65536
 
 
 def test_the_sizes_of_the_three_messages() -> None:
@@ -215,8 +256,8 @@ def test_a_peer_that_answers_in_the_place_of_another() -> None:
     mallory._exchange = Exchange(
         initiator=False,
         prologue=b"ocapn-noise-1" + BOB.public_key,
-        static=bytes([13]) * 32,
-        ephemeral=bytes([23]) * 32,
+        static=KeyPair(bytes([13]) * 32),
+        ephemeral=KeyPair(bytes([23]) * 32),
     )
     offered = mallory._exchange.read(a.first()[32:])
     assert offered == bytes(4)
@@ -303,7 +344,7 @@ def pair() -> tuple[Packets, Packets]:
 @given(data=st.binary(max_size=200_000), cuts=st.lists(st.integers(1, 70_000), max_size=20))
 def test_whatever_pieces_packets_come_in(data: bytes, cuts: list[int]) -> None:
     a, b = pair()
-    wire = a.seal(data) if data else b""
+    wire = a.seal(data)
     got = b""
     for cut in cuts:
         got += b.open(wire[:cut])
