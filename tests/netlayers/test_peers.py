@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 import ocapn
-from ocapn import E, Target, method, open_peer
+from ocapn import Backpressure, E, Limits, Target, is_settled, method, open_peer
 from ocapn.testing import MakeNetlayer
 from tests.netlayers import makers
+from tests.peer.support import Echo, between, far
 from tests.support import trio_test_real
 
 #: By transport, whether who dials is authenticated too, and who listens.
@@ -66,5 +68,61 @@ def test_peers_that_call_each_other_and_introduce_each_other(
             assert {session.authenticated for session in first.sessions} == {who_listens}
             for peer in everybody:
                 peer.check()
+
+    run()
+
+
+@pytest.mark.parametrize("transport", PROVED)
+def test_a_peer_that_does_not_read_holds_up_its_own_session_alone(transport: str, tmp_path: Path) -> None:
+    """Who sends to it fails, or waits, with a bounded number of bytes; and goes on when it reads."""
+    make = maker(transport, tmp_path)
+    limits = Limits(outbox_bytes=1 << 20)
+
+    @trio_test_real
+    async def run() -> None:
+        async with (
+            open_peer([make(listen=True)]) as slow,
+            open_peer([make(listen=True)]) as other,
+            open_peer([make(listen=False)], limits=limits) as a,
+        ):
+            to_slow, to_other = await far(slow, a, Echo()), await far(other, a, Echo())
+            session = between(a, slow)
+            reads = trio.Event()
+            (connection,) = slow._connections.values()
+            channel, real = connection.channel, connection.channel.receive
+
+            async def receive(most: int) -> list[bytes]:
+                await reads.wait()
+                return await real(most)
+
+            channel.receive = receive  # type: ignore[method-assign]
+            data = bytes(20_000)
+            sent = [E(to_slow).echo(data)]  # the one that it still reads
+            refused = 0
+            with trio.fail_after(20):
+                while refused < 3:
+                    answer = E(to_slow).echo(data)
+                    assert await E(to_other).echo(1) == 1
+                    try:
+                        if is_settled(answer):
+                            await answer
+                        sent.append(answer)
+                    except Backpressure:
+                        refused += 1
+                    assert session.stats()["outbox_bytes"] <= limits.outbox_bytes + len(data) + 1000
+            assert len(sent) > 20
+            waited = trio.Event()
+
+            async def wait() -> None:
+                await session.writable()
+                waited.set()
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait)
+                await trio.sleep(0.05)
+                assert not waited.is_set()
+                reads.set()
+            for answer in sent:
+                assert await answer == data
 
     run()
