@@ -107,6 +107,41 @@ async def _authenticated(stage: Stage) -> None:
     )
 
 
+@_promise("accept does not wait for begin, which may be cancelled")
+async def _begin(stage: Stage) -> None:
+    async def dial() -> None:
+        await stage.dial()
+
+    async with trio.open_nursery() as nursery:
+        channels = []
+        for _ in range(2):
+            nursery.start_soon(dial)
+            channels.append(await stage.later("what was dialled is accepted", stage._accept))
+        for channel in reversed(channels):
+            await stage.begin(channel)
+
+    async def give_up() -> None:
+        with contextlib.suppress(ConnectFailed):  # the other side closes before it has begun
+            await stage.dial()
+
+    for count in range(ROUNDS):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(give_up)
+            channel = await stage.later("what was dialled is accepted", stage._accept)
+            await _cancelled(count, channel.begin)
+            await stage.close(channel)
+    await stage.pair()
+
+
+@_promise("be_again with its own identity makes it no other peer")
+async def _again(stage: Stage) -> None:
+    netlayer = stage.case.make(listen=False)
+    require(isinstance(netlayer.identity, str), f"`identity` is {netlayer.identity!r}, which is no str")
+    before = netlayer.location
+    netlayer.be_again(netlayer.identity)
+    require(netlayer.location == before, f"it was {before.uri}, and is {netlayer.location.uri}")
+
+
 @_promise("messages arrive whole and in order, both ways")
 async def _in_order(stage: Stage) -> None:
     near, far = await stage.pair()

@@ -28,6 +28,9 @@ class Wrapped(Channel):
         self.authenticated = inner.authenticated
         self.source = inner.source
 
+    async def begin(self) -> None:
+        await self.inner.begin()
+
     async def send(self, messages: list[bytes]) -> None:
         await self.inner.send(messages)
 
@@ -97,6 +100,66 @@ def with_listener(kind: type[Listener]) -> MakeNetlayer:
         listener = kind
 
     return made(Made)
+
+
+# Beginning
+
+
+class BeginHangs(Wrapped):
+    async def begin(self) -> None:
+        await trio.sleep_forever()
+
+
+class AcceptsOneByOne(WrappedListener):
+    """The next once the one before has begun."""
+
+    before: OneByOne | None = None
+
+    async def accept(self) -> Channel:
+        if self.before is not None:
+            await self.before.begun.wait()
+        self.before = OneByOne(await self.inner.accept(), self.limits, False)
+        return self.before
+
+
+class OneByOne(Wrapped):
+    def __init__(self, inner: Channel, limits: Limits, dialled: bool) -> None:
+        super().__init__(inner, limits, dialled)
+        self.begun = trio.Event()
+
+    async def begin(self) -> None:
+        self.begun.set()
+        await super().begin()
+
+
+class BeginBreaksAtCancel(WrappedListener):
+    """After a begin that was cancelled nothing is accepted."""
+
+    broken = False
+
+    async def accept(self) -> Channel:
+        if self.broken:
+            await trio.sleep_forever()
+        listener = self
+
+        class Breaks(Wrapped):
+            async def begin(self) -> None:
+                try:
+                    await super().begin()
+                except trio.Cancelled:
+                    listener.broken = True
+                    raise
+
+        return Breaks(await self.inner.accept(), self.limits, False)
+
+
+class BecomesAnother(WrappedNetlayer):
+    def be_again(self, identity: str) -> None:
+        self.location = PeerLocator(self.transport, identity + "'")
+
+
+class HasNoIdentity(WrappedNetlayer):
+    identity = None  # type: ignore[assignment]
 
 
 # Messages

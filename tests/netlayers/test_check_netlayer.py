@@ -106,6 +106,8 @@ async def test_limits_too_small_to_check_with_are_refused() -> None:
 LOCATION = "after listen, `location` is final and names the transport: "
 ENDS = "dial and accept give the two ends of one connection: "
 PROVED = "`authenticated` is what was proved of the other side's designator, or None: "
+BEGIN = "accept does not wait for begin, which may be cancelled: "
+AGAIN = "be_again with its own identity makes it no other peer: "
 IN_ORDER = "messages arrive whole and in order, both ways: "
 MOST = "receive(most) gives one to `most` messages: "
 WAITS = "receive waits while nothing has been sent, and may be cancelled: "
@@ -129,6 +131,11 @@ NEVER_ACCEPTED = "aclose of a listener ends the connections that wait to be acce
 
 #: What is broken, which promise it is, and how the text goes on.
 BROKEN: list[tuple[type[broken.Wrapped | broken.WrappedListener | broken.WrappedNetlayer], str, str]] = [
+    (broken.BeginHangs, LOCATION, "begin returns once the other side has dialled, but nothing happened for"),
+    (broken.AcceptsOneByOne, BEGIN, "what was dialled is accepted, but nothing happened for"),
+    (broken.BeginBreaksAtCancel, BEGIN, "what was dialled is accepted, but nothing happened for"),
+    (broken.BecomesAnother, AGAIN, "it was ocapn://peer-"),
+    (broken.HasNoIdentity, AGAIN, "`identity` is None, which is no str"),
     (broken.WrongTransport, LOCATION, "the location names the transport memory, the netlayer carrier-pigeon"),
     (
         broken.LocationMoves,
@@ -214,10 +221,10 @@ BROKEN: list[tuple[type[broken.Wrapped | broken.WrappedListener | broken.Wrapped
         PROVED,
         "a dial to ocapn://peer-7.memory raised ConnectionRefusedError: connection",
     ),
-    (broken.DialSucceedsLater, NOBODY, "a dial to ocapn://peer-40.memory gave a channel"),
-    (broken.StillListens, NOBODY, "a dial to ocapn://peer-40.memory gave a channel"),
-    (broken.NeedsHint, MALFORMED, "a dial to ocapn://peer-42.memory raised KeyError: 'number'"),
-    (broken.NeedsNumber, MALFORMED, "a dial to ocapn://peer-42.memory?number= raised ValueError: invalid"),
+    (broken.DialSucceedsLater, NOBODY, "a dial to ocapn://peer-45.memory gave a channel"),
+    (broken.StillListens, NOBODY, "a dial to ocapn://peer-45.memory gave a channel"),
+    (broken.NeedsHint, MALFORMED, "a dial to ocapn://peer-47.memory raised KeyError: 'number'"),
+    (broken.NeedsNumber, MALFORMED, "a dial to ocapn://peer-47.memory?number= raised ValueError: invalid"),
     (broken.KeepsItsPlace, GIVES_BACK, "the same netlayer cannot listen again: address already in use"),
     (broken.ClosesAccepted, GIVES_BACK, "ChannelBroken was raised: the link was cut"),
     (broken.AbandonsWaiting, NEVER_ACCEPTED, "the other side sees the end, but nothing happened for 10 s"),
@@ -251,7 +258,7 @@ def test_every_broken_netlayer_is_tested() -> None:
         for name, kind in vars(broken).items()
         if isinstance(kind, type) and kind.__module__ == broken.__name__ and not name.startswith("_")
     }
-    assert own - {"Wrapped", "WrappedListener", "WrappedNetlayer", "Honest"} == {
+    assert own - {"Wrapped", "WrappedListener", "WrappedNetlayer", "Honest", "OneByOne"} == {
         kind.__name__ for kind, _, _ in BROKEN
     }
 
