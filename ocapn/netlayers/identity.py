@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from ocapn.crypto import KEY, Identity
@@ -39,24 +40,32 @@ def kept(text: str, identity: Identity, *, drawn: bool) -> Identity:
 
 
 def identity_file(path: str | os.PathLike[str]) -> Identity:
-    """The one in a file of 32 bytes that nobody else may read; made with mode 0600 if there is none.
+    """The one in a file of 32 bytes that nobody else may read; made with mode 0600, whole, if there is none.
 
     Raises ConnectFailed if there is something else.
     """
     path = Path(path)
     try:
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except FileExistsError:
-            return Identity(_read(path))
-        seed = secrets.token_bytes(KEY)
-        with open(fd, "wb") as file:
-            file.write(seed)
-            file.flush()
-            os.fsync(fd)
-        return Identity(seed)
+        if not path.exists():
+            _make(path)
+        return Identity(_read(path))
     except OSError as error:
         raise ConnectFailed(f"the identity in {path} cannot be used: {error.strerror}") from error
+
+
+def _make(path: Path) -> None:
+    """A file that is there meanwhile stays: unlike a rename, a link replaces nothing."""
+    new = path.with_name(f"{path.name}.{secrets.token_hex(8)}.new")
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with open(fd, "wb") as file:
+            file.write(new_identity().seed)
+            file.flush()
+            os.fsync(fd)
+        with suppress(FileExistsError):
+            os.link(new, path)
+    finally:
+        new.unlink()
 
 
 def _read(path: Path) -> bytes:
@@ -71,7 +80,5 @@ def _read(path: Path) -> bytes:
     finally:
         os.close(fd)
     if len(seed) != KEY:
-        raise ConnectFailed(
-            f"the identity {path} has not {KEY} bytes: it is another file, or was not written to the end"
-        )
+        raise ConnectFailed(f"the identity {path} has not {KEY} bytes: it is another file")
     return seed

@@ -167,6 +167,21 @@ def test_it_is_the_same_again_with_its_file(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert identity_file(path).designator == identity.designator
     assert path.read_bytes() == identity.seed
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_another_process_has_made_meanwhile_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    real = os.link
+
+    def later(source: Path, target: Path) -> None:
+        target.write_bytes(BOB.seed)
+        target.chmod(0o600)
+        real(source, target)
+
+    with mock.patch("os.link", later):
+        assert identity_file(path).designator == BOB.designator
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def _short(path: Path) -> None:
