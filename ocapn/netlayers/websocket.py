@@ -42,6 +42,8 @@ _ENVELOPE: Final = Symbol("desc:sig-envelope")
 _CHALLENGE: Final = 32
 _END: Final = b"\r\n\r\n"
 _EVERYWHERE: Final = "{} stands for every address of this machine; url= says at which others find it"
+#: What wsproto raises for a head of HTTP that is none of a WebSocket; ValueError for what is no text.
+_NO_HTTP: Final = (HttpError, LocalProtocolError, ValueError)
 #: Bytes read from a socket at once.
 _READ: Final = 1 << 16
 #: How long the answer to a ping may take to be sent while nothing else is, seconds.
@@ -233,17 +235,21 @@ class WebSocketChannel(Channel):
 
     async def open(self, context: ssl.SSLContext | None, host: str, authority: str, target: str) -> None:
         """The dialler's side of TLS, if there is a context, and of HTTP. Raises ChannelBroken."""
-        if context is not None:
-            await self._encrypt(
-                trio.SSLStream(self._socket, context, server_hostname=host, https_compatible=True)
-            )
         request = H11Handshake(ConnectionType.CLIENT)
-        await self._send_all(request.send(Request(host=authority, target=target)))
+        try:
+            asked = request.send(Request(host=authority, target=target))
+            if context is not None:
+                await self._encrypt(
+                    trio.SSLStream(self._socket, context, server_hostname=host, https_compatible=True)
+                )
+        except ValueError as error:  # a host that cannot be written, or be in a certificate
+            raise ChannelBroken(f"no host can be called {host!r}: {error}") from error
+        await self._send_all(asked)
         head, rest = await self._head()
         try:
             request.receive_data(head)
             events = list(request.events())
-        except (HttpError, LocalProtocolError) as error:
+        except _NO_HTTP as error:
             raise ChannelBroken(f"the answer is not that of a WebSocket server: {error}") from error
         match events:
             case [AcceptConnection()]:
@@ -297,7 +303,7 @@ class WebSocketChannel(Channel):
         try:
             upgrade.receive_data(head)
             events = list(upgrade.events())
-        except (HttpError, LocalProtocolError) as error:
+        except _NO_HTTP as error:
             await self._send_all(
                 b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
             )

@@ -6,11 +6,13 @@ import base64
 import logging
 import os
 import re
+import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha256
 from typing import Any
+from unittest import mock
 
 import pytest
 import trio
@@ -324,6 +326,16 @@ async def test_a_location_that_is_not_the_one_that_was_proved() -> None:
         (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"HTTP/1.1 400", "that is no WebSocket client"),
         (b"\x16\x03\x01\x02\0\x01" + b"\r\n\r\n", b"HTTP/1.1 400", "that is no WebSocket client"),
         (
+            b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: \xff\r\n\r\n",
+            b"HTTP/1.1 400",
+            "that is no WebSocket client",
+        ),
+        (
+            b"GET /\xff HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+            b"HTTP/1.1 400",
+            "that is no WebSocket client",
+        ),
+        (
             b"GET /x HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n",
             b"HTTP/1.1 404",
@@ -440,6 +452,7 @@ async def test_a_message_that_does_not_end_in_time() -> None:
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Accept: AAAAAAAAAAAAAAAAAAAAAAAAAAA=\r\n\r\n",
         b"SSH-2.0-OpenSSH\r\n\r\n",
+        b"HTTP/1.1 101 \xff\r\nUpgrade: websocket\r\nConnection: \xff\r\n\r\n",
         b"",
         10_000 * b"x",
     ],
@@ -459,6 +472,51 @@ def test_a_server_that_is_none_of_this_netlayer(answer: bytes) -> None:
             with pytest.raises(ConnectFailed):
                 await a.connect(at(url))
             nursery.cancel_scope.cancel()
+
+    run()
+
+
+@trio_test_real
+async def test_what_is_no_tls_ends_its_connection_alone() -> None:
+    async with open_peer([secure(listen=True, identity=BOB)]) as b, open_peer([secure(listen=False)]) as a:
+        await a.connect(b.locator())
+        for said in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\0\5hello", b""):
+            port = int(re.search(r":(\d+)/", url_of(b))[1])  # type: ignore[index]
+            async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+                await stream.send_all(said)
+                await stream.send_eof()
+                with trio.fail_after(5):
+                    while await received(stream):
+                        pass
+        await until(lambda: not b._acceptor.unauthenticated)
+        assert len(b.sessions) == 1
+
+
+@pytest.mark.parametrize("host", [".", "a..b", "xn--", "\u2488com", 70 * "a", "-"])
+def test_hosts_that_cannot_be(host: str) -> None:
+    @trio_test_real
+    async def run() -> None:
+        async with open_peer([makers.websocket(listen=False)]) as a:
+            for scheme in ("ws", "wss"):
+                with pytest.raises((ConnectFailed, BadLocator)):
+                    await a.connect(at(f"{scheme}://{host}:9/"))
+
+    run()
+
+
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+def test_a_host_that_is_found_and_cannot_be_written(scheme: str) -> None:
+    @trio_test_real
+    async def run() -> None:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        port = listener.socket.getsockname()[1]
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
+        with mock.patch("socket.getaddrinfo", return_value=found):
+            async with open_peer([makers.websocket(listen=False)], limits=Limits(handshake=0.3)) as a:
+                for host in ("\u00e4.example", ".x"):
+                    with pytest.raises(ConnectFailed, match=r"no host can be called|did not answer"):
+                        await a.connect(at(f"{scheme}://{host}:{port}/"))
+        await listener.aclose()
 
     run()
 
