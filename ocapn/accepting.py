@@ -103,5 +103,6 @@ class Acceptor:
             authenticated=channel.authenticated,
             form=self._form,
             binding=channel.binding,
+            vouches=channel.vouches,
         )
         await connection.shake_hands(handshake, deadline)

@@ -199,7 +199,13 @@ class Connection:
         channel = self.channel
         assert channel.binding is not None
         location = self.netlayer.location
-        return Wire(location.transport, channel.binding, channel.authenticated, dict(location.hints) or False)
+        return Wire(
+            location.transport,
+            channel.binding,
+            channel.authenticated,
+            dict(location.hints) or False,
+            channel.vouches,
+        )
 
     async def _respond(self, message: bytes, handshake: Handshake) -> CoreSession:
         """The peer resumes a session on this connection."""

@@ -287,6 +287,7 @@ class Dialler:
                 channel = await netlayer.dial(locator, self._peer.limits)
                 handshake.authenticated = channel.authenticated
                 handshake.binding = channel.binding
+                handshake.vouches = channel.vouches
                 connection = Connection(self._peer, netlayer, channel)
                 try:  # the end of the session before this one must not arrive after the start
                     await self._peer.settled()

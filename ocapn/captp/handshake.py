@@ -104,7 +104,8 @@ class Handshake:
     """One connection until it is a session. What `outbound` holds is to be sent, in order.
 
     `dialled` is the location we want to reach; None for a connection that came in. `own` is the location that we
-    give as ours. `authenticated` is the designator that the netlayer proved for the other side, or None.
+    give as ours. `authenticated` is the designator that the netlayer proved for the other side, or None; if it
+    `vouches`, that is the one which the other side says it has.
     """
 
     def __init__(
@@ -116,11 +117,13 @@ class Handshake:
         authenticated: str | None,
         form: Form,
         binding: bytes | None = None,
+        vouches: bool = False,
     ) -> None:
         self._node = node
         self._own = own
         self.dialled = dialled
         self.authenticated = authenticated
+        self.vouches = vouches
         self._form = form
         #: What ties signatures to the connection; None if no session could be resumed over it.
         self.binding = binding
@@ -180,6 +183,8 @@ class Handshake:
             raise Refused(f"{self.dialled.uri} was dialled, and {location.uri} answered", lasting=True)
         if location.transport != self._own.transport:
             raise Refused("the location is of another transport than the connection", lasting=True)
+        if self.vouches:
+            self.authenticated = location.designator
         if self.authenticated is not None and location.designator != self.authenticated:
             raise Refused("the location is not the one that the netlayer authenticated", lasting=True)
         return operation

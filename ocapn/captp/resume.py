@@ -115,13 +115,19 @@ class Wire:
     """The connection that a session is to resume on, as the netlayer has it (rules 8 and 9).
 
     `binding` ties signatures to the connection where the netlayer has something to tie them to. `authenticated` is
-    the designator that it proved for the other side, or None. `hints` are those of our own locator.
+    the designator that it proved for the other side, or None; if it `vouches`, whatever designator that side has is
+    proved. `hints` are those of our own locator.
     """
 
     transport: str
     binding: bytes
     authenticated: str | None
     hints: Hints
+    vouches: bool = False
+
+    def seen_from(self, session: Session) -> Wire:
+        """The same, of what it says for the peer of a session."""
+        return attrs.evolve(self, authenticated=session.location.designator) if self.vouches else self
 
 
 def _transcript(session: Session | Tombstone, wire: Wire, *, initiates: bool) -> Transcript:
@@ -158,7 +164,7 @@ class Initiator:
         assert session.frames is not None
         self.session = session
         self._frames: Frames = session.frames
-        self._wire = wire
+        self._wire = wire.seen_from(session)
         self._transcript = _transcript(session, wire, initiates=True)
         self.state = State.ASKED
         nonce = session.node.random(32)
@@ -305,6 +311,7 @@ class Responder:
             self._refuse(kept, first.nonce, kept.reason)
         session = node.kept_session(first.session)
         assert session is not None
+        self._wire = self._wire.seen_from(session)
         if session.location.transport != self._wire.transport or self._wire.authenticated not in (
             None,
             session.location.designator,

@@ -283,6 +283,7 @@ class _TracedListener(Listener):
 class _TracedChannel(Channel):
     def __init__(self, inner: Channel, number: int, begin: str) -> None:
         self.authenticated = inner.authenticated
+        self.vouches = inner.vouches
         self.binding = inner.binding
         self.source = inner.source
         self._inner = inner

@@ -34,6 +34,9 @@ class Channel(ABC):
     #: What the netlayer proved of the other side's designator, or None if it proves nothing. Of a channel that was
     #: accepted this and `binding` are final after `begin`.
     authenticated: str | None = None
+    #: Whether the transport vouches for whatever designator the other side says it has: it has proved to whom it
+    #: belongs, and not which one it is.
+    vouches: bool = False
     #: What ties a signature to this connection, so that a session may be resumed over it; empty where the transport
     #: has nothing but is safe enough. None: no session is durable over this connection (spec/resume.md, Channels).
     binding: bytes | None = None

@@ -6,7 +6,9 @@ import os
 import secrets
 import socket
 import stat
+import struct
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -18,15 +20,25 @@ from ocapn.netlayers.base import Listener, Netlayer, StreamChannel, unreachable
 
 TRANSPORT = "unix"
 
+#: Process, user and group (unix(7), SO_PEERCRED).
+_CREDENTIALS: Final = struct.Struct("3i")
+
+#: Whether the kernel says who is at the other end: not on every system.
+CREDENTIALS: Final = hasattr(socket, "SO_PEERCRED")
+
 
 class UnixNetlayer(Netlayer):
     """A socket file at `path`, or none: then this peer only dials.
 
     The file is made with mode 0600 and removed at the end. A file left by a process that is gone is replaced; one
     that somebody listens on is not. `designator` is any unique string; drawn at random unless given.
+
+    Where the kernel says which user is at the other end (on Linux), peers of this user are authenticated, with the
+    designators that they say they have: processes of one user can be each other anyway.
     """
 
     transport = TRANSPORT
+    proves = CREDENTIALS
 
     def __init__(self, path: str | os.PathLike[str] | None = None, *, designator: str | None = None) -> None:
         self._path = None if path is None else _absolute(path)
@@ -60,7 +72,9 @@ class UnixNetlayer(Netlayer):
             raise ConnectFailed(
                 f"cannot reach {locator.uri}: too many connections wait there to be accepted; try again later"
             ) from error
-        return StreamChannel(stream, limits, SYRUP, binding=b"")
+        channel = StreamChannel(stream, limits, SYRUP, binding=b"")
+        channel.vouches = _is_ours(stream)
+        return channel
 
 
 class SocketFile:
@@ -101,6 +115,19 @@ class SocketFile:
         except OSError:
             pass  # somebody removed it already
         await self.listener.aclose()
+
+
+def _is_ours(stream: trio.SocketStream) -> bool:
+    """Whether the kernel says that a process of this user is at the other end."""
+    if not CREDENTIALS:
+        return False
+    try:
+        _, user, _ = _CREDENTIALS.unpack(
+            stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        )
+    except OSError:  # it is gone already
+        return False
+    return bool(user == os.geteuid())
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:
@@ -144,7 +171,10 @@ class _UnixListener(Listener):
         self.location = location
 
     async def accept(self) -> StreamChannel:
-        return StreamChannel(await self._file.listener.accept(), self._limits, None, binding=b"")
+        stream = await self._file.listener.accept()
+        channel = StreamChannel(stream, self._limits, None, binding=b"")
+        channel.vouches = _is_ours(stream)
+        return channel
 
     async def aclose(self) -> None:
         await self._file.aclose()

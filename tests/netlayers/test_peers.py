@@ -12,13 +12,19 @@ import trio
 
 import ocapn
 from ocapn import Backpressure, E, Limits, Target, is_settled, method, open_peer
+from ocapn.netlayers.unix import CREDENTIALS
 from ocapn.testing import MakeNetlayer
 from tests.netlayers import makers
 from tests.peer.support import Echo, between, far
 from tests.support import trio_test_real
 
 #: By transport, whether who dials is authenticated too, and who listens.
-PROVED = {"noise": (True, True), "websocket": (False, True), "tcp": (False, False), "unix": (False, False)}
+PROVED = {
+    "noise": (True, True),
+    "websocket": (False, True),
+    "tcp": (False, False),
+    "unix": (CREDENTIALS, CREDENTIALS),
+}
 
 
 def maker(transport: str, directory: Path) -> MakeNetlayer:

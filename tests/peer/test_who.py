@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -17,8 +19,10 @@ from ocapn import (
     open_peer,
 )
 from ocapn.netlayers.base import Channel, Listener, Netlayer
+from ocapn.netlayers.unix import CREDENTIALS
 from ocapn.testing import quiet
 from tests.peer.support import between
+from tests.peer.test_durable import agreed
 from tests.support import trio_test, trio_test_real
 
 
@@ -60,13 +64,30 @@ async def test_tcp_testing_only_authenticates_nobody() -> None:
 
 
 @trio_test_real
-async def test_unix_sockets_authenticate_nobodys_designator(tmp_path: Path) -> None:
-    """The kernel tells the user of the other process; the designator of a `unix` peer is any string."""
-    async with open_peer([UnixNetlayer(tmp_path / "a")]) as a, open_peer([UnixNetlayer()]) as b:
+async def test_unix_sockets_authenticate_who_runs_as_the_same_user(tmp_path: Path) -> None:
+    """The kernel tells the user of the other process, which may have any designator then; and go on as that alone."""
+    async with open_peer([UnixNetlayer(tmp_path / "a")]) as a, open_peer([UnixNetlayer(tmp_path / "b")]) as b:
         outbound = await b.connect(a.locator())
+        inbound = between(a, b)
+        assert outbound.authenticated is inbound.authenticated is CREDENTIALS
+        await agreed(a, b)
+        events = inbound.events()
+        for connection in list(a._connections.values()):
+            await connection.channel.aclose()
+        assert [(await events.receive()).status for _ in range(2)] == ["suspended", "live"]
+        assert outbound.authenticated is inbound.authenticated is CREDENTIALS
+
+
+@trio_test_real
+async def test_unix_sockets_do_not_authenticate_another_user(tmp_path: Path) -> None:
+    """Nor is it taken for the peer that it says it is, where a dial would tell."""
+    async with open_peer([UnixNetlayer(tmp_path / "a")]) as a, open_peer([UnixNetlayer(tmp_path / "b")]) as b:
+        with mock.patch("os.geteuid", return_value=os.geteuid() + 1):
+            outbound = await b.connect(a.locator())
         (inbound,) = a.sessions
-        assert outbound.authenticated is False
-        assert inbound.authenticated is False
+        assert not outbound.authenticated
+        assert not inbound.authenticated
+        assert inbound._core.unproved is CREDENTIALS
 
 
 class Claims(Netlayer):
