@@ -186,7 +186,7 @@ class Connection:
         if handshake.dialled is None and is_resume(messages[0]):
             return await self._respond(messages[0], handshake)
         start = handshake.read(messages[0])
-        if handshake.dialled is None:
+        if handshake.dialled is None and not handshake.only_claims(start.location):
             await self.peer.hear_out(start.location)
         session = handshake.judge(start, trio.current_time())
         self._live(session)

@@ -372,7 +372,7 @@ class Dialler:
 
     def _delay(self, session: CoreSession, redial: _Redial, error: OCapNError) -> float:
         """How long the next attempt waits after one that has failed: infinitely, until somebody wants the session."""
-        supervisor = self._supervisors.get(session.location)
+        supervisor = None if session.unproved else self._supervisors.get(session.location)
         policy = _USUAL if supervisor is None else supervisor.policy
         attempts = redial.attempts
         delay = policy.delay(attempts, self.fraction())

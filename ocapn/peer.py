@@ -49,6 +49,8 @@ netlayer_log: Final = logging.getLogger("ocapn.netlayer")
 _COLLECTING: Final = 0.01
 #: The same with a baggage, where it costs a commit too; op:ack goes by then (durable.md: at the latest after 0.05).
 _COLLECTING_KEPT: Final = 0.04
+#: How often a connection is looked at for what is readable, before its session is judged: it may be a busy one.
+_HEARING: Final = 100
 #: How often what has waited too long is looked for, seconds.
 _EXPIRY: Final = 5.0
 
@@ -104,7 +106,7 @@ class Peer:
             wake=self._wake,
             wake_from_finaliser=self._wake_from_finaliser,
             collect_soon=self._collect_soon,
-            durable=lambda locator: self._durables.get(locator, self._durable),
+            durable=lambda locator: durable if locator is None else self._durables.get(locator, durable),
             authenticate=authenticate or (lambda introduction: True),
         )
         self._node.on_status = self._status
@@ -421,8 +423,8 @@ class Peer:
         self._registry.told(session)
 
     def sessions_with(self, locator: PeerLocator) -> list[Session]:
-        """All that have not ended: one may be suspended beside a live one."""
-        return [session for session in self.sessions if session.location == locator]
+        """All that have not ended, of who is there and not only says so: one may be suspended beside a live one."""
+        return [one for one in self.sessions if one.location == locator and not one._core.unproved]
 
     def reads(self, session: CoreSession) -> bool:
         """Whether what its peer sends is read: not while turns are behind."""
@@ -450,7 +452,9 @@ class Peer:
     async def hear_out(self, location: PeerLocator) -> None:
         """Lets a live session with `location` process what is readable on its connection, before it is judged."""
         old = self._node.sessions.get(location)
-        while old is not None and old.ended is None:
+        for _ in range(_HEARING):
+            if old is None or old.ended is not None:
+                return
             heard = old.counters[1]
             for _ in range(4):  # the loop looks for readable sockets, the reader reads, the session receives
                 await trio.lowlevel.checkpoint()
@@ -503,9 +507,14 @@ class Peer:
                 )
             self.restored = tuple(found)
 
-    async def _live_with(self, locator: PeerLocator) -> Session:
-        """The session with a peer, once it has a connection."""
-        session = await self.connect(locator)
+    async def _live_with(self, restored: Session) -> Session:
+        """The session, or if it is over, another with that peer; once it has a connection."""
+        session = restored
+        if restored.ended is None:
+            await trio.lowlevel.checkpoint()
+            self._dialler.hurry(restored._core)
+        else:
+            session = await self.connect(restored.location)
         async with session.events() as events:
             while not session._core.attached and session.ended is None:
                 try:

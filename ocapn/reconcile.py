@@ -85,13 +85,13 @@ class RestoredSession:
     outbox: int
     session: Session
     stored: dict[What, object] = attrs.field(repr=False)
-    _live: Callable[[PeerLocator], Awaitable[Session]] = attrs.field(repr=False, alias="live")
+    _live: Callable[[Session], Awaitable[Session]] = attrs.field(repr=False, alias="live")
 
     async def reconcile(self) -> Difference:
         """How the peer differs from what was stored, once there is a live session with it: this, or if it is over,
         another, whose key is another too. Dials if need be. Raises ConnectFailed, SessionEnded.
         """
-        live = await self._live(self.peer)
+        live = await self._live(self.session)
         now = facts(live._core)
         changes = tuple(
             Change(what, self.stored[what], now[what]) for what in _WHAT if self.stored[what] != now[what]

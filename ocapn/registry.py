@@ -46,7 +46,7 @@ class Registry:
         public = self.publics.get(session)
         if public is None:
             public = self.publics[session] = Session(session, self._keeping)
-            supervisor = self._supervisors.get(session.location)
+            supervisor = None if session.unproved else self._supervisors.get(session.location)
             self.limit(public, None if supervisor is None else supervisor.policy.lease)
         return public
 

@@ -189,6 +189,11 @@ class Handshake:
             raise Refused("the location is not the one that the netlayer authenticated", lasting=True)
         return operation
 
+    def only_claims(self, location: PeerLocator) -> bool:
+        """Whether the other side says that it is at that location, where a dial would have proved it."""
+        proves = location.transport in self._node.proving
+        return proves and self.dialled is None and self.authenticated is None
+
     def judge(self, start: StartSession, now: float) -> Session:
         """The session that begins here. Raises Refused if another connection is, or becomes, the session.
 
@@ -197,7 +202,7 @@ class Handshake:
         self._under_way()
         node = self._node
         location = start.location
-        if self.dialled is None and self.authenticated is None and location.transport in node.proving:
+        if self.only_claims(location):
             return self._begun(start, now)  # whoever it is, it is not taken for the peer there
         live = node.sessions.get(location)
         if live is not None and now - live.last_heard >= node.limits.silence:
@@ -229,7 +234,8 @@ class Handshake:
         if self.dialled is None:
             self._send_start()
         self._step(Event.ACCEPTED)
-        if authenticated:  # nobody else can say so: the peer has forgotten the session that it had with us
+        if authenticated and self.dialled is None:
+            # Nobody else can say so: the peer has forgotten the session that it had with us.
             for kept in [
                 one for one in node.suspended.values() if one.location == location and not one.unproved
             ]:
@@ -248,7 +254,7 @@ class Handshake:
 
     def _agreement(self, location: PeerLocator) -> Agreement | None:
         """How a durable session is to be agreed on, if the policy for that peer, and the connection, allow one."""
-        policy = self._node.durable(location)
+        policy = self._node.durable(None if self.only_claims(location) else location)
         if policy == "never" or self.binding is None or not terms_of(self._node.limits).enough:
             return None
         if self.dialled is None:

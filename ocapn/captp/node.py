@@ -152,7 +152,7 @@ class Node:
         wake: Callable[[], None],
         wake_from_finaliser: Callable[[], None],
         collect_soon: Callable[[], None],
-        durable: Callable[[PeerLocator], str] = lambda locator: "never",
+        durable: Callable[[PeerLocator | None], str] = lambda locator: "never",
         authenticate: Callable[[Introduction], bool] = lambda introduction: True,
     ) -> None:
         self.limits = limits
@@ -238,7 +238,7 @@ class Node:
         """The session was cut. It is not live any more, and has not ended."""
         self._not_live(session)
         self.suspended[session.id] = session
-        strangers = [one for one in self.suspended.values() if not (one.dialled and one.authenticated)]
+        strangers = [one for one in self.suspended.values() if not one.vouched_for]
         if len(strangers) > self.limits.suspended_sessions:
             idle = next((one for one in strangers if not one.tables.exports), strangers[0])
             idle.lose("too many sessions are suspended", reason="expired")
@@ -609,8 +609,8 @@ class Node:
         for location, session in self.sessions.items():
             assert session.location == location, "a session is kept under another location"
             assert self._by_id.get(session.id) is session, "a session is not found by its id"
-            session.check()
         for session_id, session in self._by_id.items():
+            session.check()
             assert session.ended is None, "an ended session is found by its id"
             if session.frames is not None and session.frames.settled:
                 assert self._keys.get(session.peer_key) == session_id, "a session's key could begin another"
@@ -623,7 +623,6 @@ class Node:
                 assert self.suspended.get(session_id) is session, (
                     "a session has no connection and is not suspended"
                 )
-                session.check()
         assert self.suspended.keys() <= self._by_id.keys(), "a session is suspended that has ended"
         kept = self._by_id.keys() | self._tombstones.keys()
         assert kept >= set(self._keys.values()), "keys are kept of sessions that are forgotten"

@@ -510,6 +510,11 @@ class Session:
         """How many frames were taken."""
         return 0 if self.frames is None else self.frames.taken
 
+    @property
+    def vouched_for(self) -> bool:
+        """Whether this side has begun it, with a peer that was proved then: anybody can make others."""
+        return self.dialled and (self.authenticated or self.location.transport in self.node.proving)
+
     def attach(self, received: int, first: int, authenticated: str | None) -> None:
         """The session goes on, on a new connection: the peer has our frames up to `received`, and sends from `first`.
 

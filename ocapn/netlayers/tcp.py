@@ -119,6 +119,8 @@ async def connect(host: str, port: int) -> trio.SocketStream:
 
 async def _addresses(name: str) -> list[str]:
     """Looks a name up, in threads of its own: who writes locators may name what takes long to look up."""
+    if "\0" in name:  # the system would take what is before it
+        raise OSError("no host has a NUL in its name")
     try:
         found = await trio.to_thread.run_sync(
             partial(socket.getaddrinfo, name, None, type=socket.SOCK_STREAM),

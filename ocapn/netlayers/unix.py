@@ -21,7 +21,7 @@ from ocapn.netlayers.base import Listener, Netlayer, StreamChannel, unreachable
 TRANSPORT = "unix"
 
 #: Process, user and group (unix(7), SO_PEERCRED).
-_CREDENTIALS: Final = struct.Struct("3i")
+_CREDENTIALS: Final = struct.Struct("iII")
 
 #: Whether the kernel says who is at the other end: not on every system.
 CREDENTIALS: Final = hasattr(socket, "SO_PEERCRED")

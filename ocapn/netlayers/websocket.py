@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, final
 from urllib.parse import urlsplit
 
+import h11
 import trio
 from wsproto import ConnectionType
 from wsproto.events import AcceptConnection, RejectConnection, Request
@@ -43,9 +44,11 @@ _CHALLENGE: Final = 32
 _END: Final = b"\r\n\r\n"
 _EVERYWHERE: Final = "{} stands for every address of this machine; url= says at which others find it"
 #: What wsproto raises for a head of HTTP that is none of a WebSocket; ValueError for what is no text.
-_NO_HTTP: Final = (HttpError, LocalProtocolError, ValueError)
+_NO_HTTP: Final = (HttpError, LocalProtocolError, h11.ProtocolError, ValueError)
 #: Bytes read from a socket at once.
 _READ: Final = 1 << 16
+#: Frames that are taken in one pass of the loop.
+_FRAMES: Final = 256
 #: How long the answer to a ping may take to be sent while nothing else is, seconds.
 _PONG: Final = 5.0
 
@@ -90,6 +93,9 @@ class WebSocketNetlayer(Netlayer):
             )
         if listen and url is None and is_every_address(host):
             raise ValueError(_EVERYWHERE.format(host))
+        for context, server in ((tls, True), (trust, False)):
+            if context is not None:
+                _check(context, server)
         self._host = host
         self._port = port
         self.path = path
@@ -166,6 +172,16 @@ class WebSocketNetlayer(Netlayer):
         return channel
 
 
+def _check(context: ssl.SSLContext, server: bool) -> None:
+    """Raises ValueError for a context of the other side."""
+    name = None if server else "localhost"
+    try:
+        context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=server, server_hostname=name)
+    except ssl.SSLError as error:
+        side = "tls is for listening (ssl.Purpose.CLIENT_AUTH)" if server else "trust is for dialling"
+        raise ValueError(f"the context for {side}: {error}") from error
+
+
 def certificate_in(path: str | os.PathLike[str]) -> bytes:
     """The first certificate in a PEM file, DER. Raises OSError, ValueError."""
     text = Path(path).read_text()
@@ -182,6 +198,7 @@ def url_parts(url: str) -> tuple[str, str, int, str]:
         parts, port = urlsplit(""), None
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     clear = target.isascii() and target.isprintable() and " " not in target
+    clear = clear and all(mark.isprintable() and mark != " " for mark in parts.hostname or "")
     if (
         parts.scheme not in ("ws", "wss")
         or not parts.hostname
@@ -220,14 +237,14 @@ class WebSocketChannel(Channel):
         self._max_message = limits.unauthenticated_frame
         self._frames = FrameProtocol(netlayer is None, [])
         self._messages: deque[bytes] = deque()
-        self._parts: list[bytes] = []  # of a message that is not whole
-        self._size = 0
+        self._message = bytearray()  # what has come of one that is not whole
         self._deadline: float | None = None
         self._ended = False
         self._said_end = False
         self._sending = trio.Lock()
         self._pong: bytes | None = None  # what is to be answered to a ping
         self._failure: RemoteProtocolError | None = None
+        self._no_frames = False  # what comes can be read no more
         self._netlayer = netlayer
         self.source = source
 
@@ -242,7 +259,7 @@ class WebSocketChannel(Channel):
                 await self._encrypt(
                     trio.SSLStream(self._socket, context, server_hostname=host, https_compatible=True)
                 )
-        except ValueError as error:  # a host that cannot be written, or be in a certificate
+        except (h11.ProtocolError, ValueError) as error:  # it cannot be written, or be in a certificate
             raise ChannelBroken(f"no host can be called {host!r}: {error}") from error
         await self._send_all(asked)
         head, rest = await self._head()
@@ -357,7 +374,8 @@ class WebSocketChannel(Channel):
     async def receive(self, most: int) -> list[bytes]:
         await trio.lowlevel.checkpoint()
         while True:
-            self._parse(most)
+            while not self._parse(most):
+                await trio.lowlevel.checkpoint()
             if self._pong is not None and not self._sending.locked():  # else who sends answers it
                 with trio.move_on_after(_PONG, shield=True) as in_time:  # half of it would be worse than none
                     await self._send_all(b"")
@@ -374,6 +392,17 @@ class WebSocketChannel(Channel):
     def set_max_message(self, size: int) -> None:
         self._max_message = size
 
+    async def drain(self) -> None:
+        while not self._ended:
+            try:
+                closed = any(frame.opcode is Opcode.CLOSE for frame in self._frames.received_frames())
+            except ParseFailed:
+                self._no_frames, closed = True, False
+            data = b"" if closed else await self._receive_some()
+            if data and not self._no_frames:
+                self._frames.receive_bytes(data)
+            self._ended = not data
+
     async def send_eof(self) -> None:
         if not self._said_end:
             self._said_end = True
@@ -382,16 +411,28 @@ class WebSocketChannel(Channel):
     async def aclose(self) -> None:
         await trio.aclose_forcefully(self._stream)
 
-    def _parse(self, most: int) -> None:
-        """Takes messages out of what has come, up to `most`: those behind may be under another limit."""
+    def _parse(self, most: int) -> bool:
+        """Takes messages out of what has come, up to `most`: those behind may be under another limit. Whether that is
+        all for now: of many frames a part is taken in each pass of the loop, as others have work too."""
         if self._failure is not None or self._ended:
-            return
+            return True
         try:
             frames = self._frames.received_frames()
-            while len(self._messages) < most and not self._ended and (frame := next(frames, None)):
+            for _ in range(_FRAMES):
+                if len(self._messages) == most or self._ended:
+                    return True
+                frame = next(frames, None)
+                if frame is None:
+                    return True
                 self._take(frame)
-        except (ParseFailed, RemoteProtocolError) as error:
+            return False
+        except ParseFailed as error:
+            self._no_frames = True
             self._failure = RemoteProtocolError(str(error))
+            return True
+        except RemoteProtocolError as error:
+            self._failure = error
+            return True
 
     def _take(self, frame: Frame) -> None:
         match frame.opcode:
@@ -400,14 +441,12 @@ class WebSocketChannel(Channel):
             case Opcode.CLOSE:
                 self._ended = True
             case Opcode.BINARY:
-                self._size += len(frame.payload)
-                if self._size > self._max_message:
+                if len(self._message) + len(frame.payload) > self._max_message:
                     raise RemoteProtocolError(f"a message of more than {self._max_message} bytes")
-                self._parts.append(bytes(frame.payload))  # type: ignore[arg-type]
+                self._message += frame.payload  # type: ignore[arg-type]
                 if frame.frame_finished and frame.message_finished:
-                    self._messages.append(b"".join(self._parts))
-                    self._parts.clear()
-                    self._size = 0
+                    self._messages.append(bytes(self._message))
+                    self._message.clear()
                     self._deadline = None
                 elif self._deadline is None:
                     self._deadline = trio.current_time() + self._limits.frame_progress

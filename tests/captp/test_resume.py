@@ -811,6 +811,47 @@ def test_a_session_beside_an_impostor_is_resumed_while_live_and_ends() -> None:
     assert not node.sessions
 
 
+def test_a_dial_of_ours_that_comes_late_ends_no_suspended_session() -> None:
+    """The other side has said nothing of it: it has only accepted another."""
+    pair = history(authenticated=True)
+    side, location = pair.sides[0], pair.sides[1].location
+    dial = Handshake(side.node, side.location, dialled=location, authenticated="b", form=Form(), binding=b"")
+    begun = dial.judge(dial.read(hello(SessionKey(NONCE), location, side.node)), 0.0)
+    assert ended(pair.a) is None
+    assert side.node.session_with(location) is begun
+    pair.resumed()
+    assert pair.a.attached
+    side.node.check()
+
+
+def test_what_is_only_claimed_where_a_dial_would_prove_it() -> None:
+    """It counts for nothing that is about the peer which it names; what this side has dialled is vouched for, whoever
+    resumes it."""
+    pair = history()
+    side, location = pair.sides[1], pair.sides[0].location
+    side.node.proving = frozenset({location.transport})
+    asked: list[PeerLocator | None] = []
+
+    def durable(locator: PeerLocator | None) -> str:
+        asked.append(locator)
+        return "never"
+
+    side.node.durable = durable
+    shake = listening(side)
+    assert shake.only_claims(location)
+    claimed = shake.judge(shake.read(hello(SessionKey(NONCE), location, side.node)), 0.0)
+    assert claimed.unproved
+    assert asked == [None]
+    assert side.node.session_with(location) is pair.b
+    side.node.check()
+
+    def vouched_for(dialled: bool) -> bool:
+        claimed.dialled = dialled
+        return claimed.vouched_for
+
+    assert [vouched_for(dialled) for dialled in (True, False)] == [True, False]
+
+
 def test_a_new_start_by_the_peer_itself_ends_the_suspended_session() -> None:
     pair = history(authenticated=True)
     node = pair.sides[1].node

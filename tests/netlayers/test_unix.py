@@ -6,8 +6,10 @@ import os
 import re
 import socket
 import stat
+import struct
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import trio
@@ -16,6 +18,7 @@ from ocapn.codec.framing import SYRUP
 from ocapn.errors import BadLocator, ConnectFailed
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
+from ocapn.netlayers import unix
 from ocapn.netlayers.base import Channel, Listener
 from ocapn.netlayers.unix import TRANSPORT, UnixNetlayer
 from tests.support import trio_test_real
@@ -317,3 +320,12 @@ async def test_a_dialler_frames_as_syrup(path: Path) -> None:
     assert near.authenticated is None
     await near.aclose()
     await listener.aclose()
+
+
+def test_users_of_any_number_are_known() -> None:
+    """Of 32 bits, without a sign."""
+    stream = mock.Mock()
+    stream.getsockopt.return_value = struct.pack("iII", 1, 3_000_000_000, 1)
+    with mock.patch("os.geteuid", return_value=3_000_000_000):
+        assert unix._is_ours(stream) is unix.CREDENTIALS
+    assert not unix._is_ours(stream)

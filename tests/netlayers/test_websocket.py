@@ -8,8 +8,8 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from hashlib import sha256
 from typing import Any
 from unittest import mock
@@ -17,13 +17,15 @@ from unittest import mock
 import pytest
 import trio
 import trustme
-from wsproto.frame_protocol import FrameProtocol
+from wsproto.frame_protocol import CloseReason, FrameProtocol
 
+import durable
 import ocapn
 from ocapn import ConnectFailed, E, Identity, Limits, Peer, PeerLocator, open_peer, send_only
 from ocapn.codec.operations import read_signature
 from ocapn.codec.syrup import Record, decode
 from ocapn.crypto import verify
+from ocapn.dialling import _Redial
 from ocapn.errors import BadLocator, RemoteProtocolError
 from ocapn.netlayers.websocket import WebSocketChannel, WebSocketNetlayer
 from ocapn.testing import check_netlayer
@@ -492,7 +494,9 @@ async def test_what_is_no_tls_ends_its_connection_alone() -> None:
         assert len(b.sessions) == 1
 
 
-@pytest.mark.parametrize("host", [".", "a..b", "xn--", "\u2488com", 70 * "a", "-"])
+@pytest.mark.parametrize(
+    "host", [".", "a..b", "xn--", "\u2488com", 70 * "a", "-", "127.0.0.1\0", "127.0.0.1\x01"]
+)
 def test_hosts_that_cannot_be(host: str) -> None:
     @trio_test_real
     async def run() -> None:
@@ -632,3 +636,132 @@ async def test_two_peers_that_dial_each_other_have_a_session_each_way() -> None:
         assert await E(to_b).note(to_a) is None  # home again, over the other session
         for peer in (a, b):
             peer.check()
+
+
+@asynccontextmanager
+async def claimed(**options: Any) -> AsyncIterator[tuple[Peer, Peer, ocapn.Session]]:
+    """A peer, one that dials in as BOB and is not, and the session of the first with it."""
+    netlayer = WebSocketNetlayer(listen=False, identity=MALLORY)
+    netlayer.location = at("ws://127.0.0.1:1/", BOB)
+    async with (
+        open_peer([WebSocketNetlayer(identity=ALICE)], **options) as a,
+        open_peer([netlayer]) as mallory,
+    ):
+        await mallory.connect(a.locator())
+        (session,) = a.sessions
+        yield a, mallory, session
+
+
+@trio_test_real
+async def test_it_has_no_part_in_what_is_for_the_peer_that_it_names() -> None:
+    """Neither its lease nor its durability, and its failures are not those of the connection that is kept."""
+    bob = at("ws://127.0.0.1:1/", BOB)
+    async with claimed(durable="never", durables={bob: "offer"}, lease=ocapn.Lease(life=1000.0)) as (
+        a,
+        _,
+        session,
+    ):
+        connection = await a.connect(bob, ocapn.Reconnect(base=60.0, cap=60.0, lease=ocapn.Lease(life=1.0)))
+        await until(lambda: connection.snapshot().attempt == 1)
+        tenure = a._registry.tenures[session]
+        assert tenure.lease.life == 1000.0
+        await trio.sleep(0.1)
+        assert not session.durable
+        a._dialler._delay(session._core, _Redial(), ConnectFailed("of the stranger"))
+        assert connection.snapshot().attempt == 1
+        connection.disconnect()
+        assert session.ended is None
+        a.check()
+        session._core.tables.exports[1] = mock.Mock(count=-5)
+        with pytest.raises(AssertionError):
+            a.check()
+        del session._core.tables.exports[1]
+
+
+@trio_test_real
+async def test_a_busy_session_does_not_keep_another_from_being_made() -> None:
+    async with (
+        open_peer([WebSocketNetlayer(identity=BOB)]) as b,
+        open_peer([WebSocketNetlayer(identity=ALICE)]) as a,
+    ):
+        await a.connect(b.locator())
+        with mock.patch.object(a, "hear_out", trio.sleep_forever), trio.fail_after(5):
+            await b.connect(a.locator())
+        assert len(a.sessions) == 2
+
+
+@trio_test_real
+async def test_a_restored_session_that_the_peer_began_is_reconciled_with_itself() -> None:
+    store = durable.MemoryStore()
+    async with open_peer([WebSocketNetlayer(identity=BOB)]) as b:
+        here = WebSocketNetlayer(identity=ALICE)
+        async with open_peer([here], baggage=durable.Baggage(store)) as a:
+            await a.connect(b.locator())
+            await b.connect(a.locator())
+            await until(lambda: all(one.durable for one in (*a.sessions, *b.sessions)))
+            await a.settled()
+            port = here.port
+        again = WebSocketNetlayer(port=port or 0, identity=ALICE)
+        async with open_peer([again], baggage=durable.Baggage(store.reopened())) as a:
+            assert len(a.restored) == 2
+            for restored in a.restored:
+                with trio.fail_after(10):
+                    difference = await restored.reconcile()
+                assert difference.session is restored.session
+                assert {change.what for change in difference.changes} <= {"authenticated"}
+
+
+def test_a_context_of_the_other_side() -> None:
+    with pytest.raises(ValueError, match="the context for tls is for listening"):
+        WebSocketNetlayer(tls=trust())
+    with pytest.raises(ValueError, match="the context for trust is for dialling"):
+        WebSocketNetlayer(trust=server_context())
+
+
+def test_of_many_frames_a_part_is_taken_at_a_time() -> None:
+    channel = WebSocketChannel(mock.Mock(), Limits())
+    frames = FrameProtocol(False, [])
+    channel._frames.receive_bytes(bytes(frames.send_data(b"x", fin=False)))
+    channel._frames.receive_bytes(b"".join(bytes(frames.send_data(b"", fin=False)) for _ in range(600)))
+    channel._deadline = 0.0  # it has begun
+    assert [channel._parse(1) for _ in range(3)] == [False, False, True]
+    assert channel._message == b"x"
+
+
+@pytest.mark.parametrize("closes", [False, True])
+@pytest.mark.parametrize(
+    "said", [lambda frames: bytes(frames.send_data("text", fin=True)), lambda frames: b"\x83\x80\0\0\0\0"]
+)
+def test_draining_goes_on_after_what_is_no_message(
+    said: Callable[[FrameProtocol], bytes], closes: bool
+) -> None:
+    @trio_test_real
+    async def run() -> None:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        near = await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1])
+        channel = WebSocketChannel(await listener.accept(), Limits(), WebSocketNetlayer())
+        frames = FrameProtocol(True, [])
+        await near.send_all(said(frames))
+        with pytest.raises(RemoteProtocolError):
+            await channel.receive(1)
+        drained = False
+
+        async def drain() -> None:
+            nonlocal drained
+            await channel.drain()
+            drained = True
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(drain)
+            await near.send_all(bytes(frames.send_data(bytes(100_000), fin=True)))
+            await trio.sleep(0.05)
+            assert not drained
+            readable = said(FrameProtocol(True, [])) != b"\x83\x80\0\0\0\0"
+            if closes and readable:  # a frame says so, and the connection stays
+                await near.send_all(bytes(frames.close(CloseReason.NORMAL_CLOSURE)))
+            else:
+                await near.send_eof()
+        for closable in (near, channel, listener):
+            await closable.aclose()
+
+    run()
