@@ -508,11 +508,11 @@ class Peer:
             self.restored = tuple(found)
 
     async def _live_with(self, restored: Session) -> Session:
-        """The session, or if it is over, another with that peer; once it has a connection."""
-        session = restored
-        if restored.ended is None:
+        """The session, or if there is another by now, that; once it has a connection."""
+        session, core = restored, restored._core
+        if core.ended is None and (core.attached or core.unproved):  # no other is with that peer for sure
             await trio.lowlevel.checkpoint()
-            self._dialler.hurry(restored._core)
+            self._dialler.hurry(core)
         else:
             session = await self.connect(restored.location)
         async with session.events() as events:
