@@ -21,7 +21,7 @@ from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
 from ocapn.netlayers.base import Channel, ChannelBroken, Listener, Netlayer, StreamChannel, unreachable
 from ocapn.netlayers.identity import kept, new_identity, to_keep
-from ocapn.netlayers.tcp import MOST_ADDRESSES, connect, is_every_address, listen, race, tune
+from ocapn.netlayers.tcp import MOST_ADDRESSES, TcpListener, connect, is_every_address, listen, race, tune
 from ocapn.noise.introduction import FIRST, NO_CODEC, SECOND, THIRD, Introduction, wanted
 from ocapn.noise.packets import Packets, packet
 from ocapn.noise.protocol import KEY, KeyPair, NoiseError
@@ -109,7 +109,9 @@ class NoiseNetlayer(Netlayer):
         self.location = self._located(
             {"addr": ",".join(self._advertise or (write_address(bound, self.port),))}
         )
-        return _NoiseListener(listener, self, limits)
+        return TcpListener(
+            listener, self.location, lambda stream, source: NoiseChannel(stream, limits, self, source)
+        )
 
     async def dial(self, locator: PeerLocator, limits: Limits) -> Channel:
         wanted = public_key_of(locator.designator)
@@ -246,18 +248,3 @@ class NoiseChannel(StreamChannel):
     @property
     def _within(self) -> bool:
         return self._packets is not None and self._packets.pending
-
-
-class _NoiseListener(Listener):
-    def __init__(self, listener: trio.SocketListener, netlayer: NoiseNetlayer, limits: Limits) -> None:
-        self._listener = listener
-        self._netlayer = netlayer
-        self._limits = limits
-        self.location = netlayer.location
-
-    async def accept(self) -> NoiseChannel:
-        stream = await self._listener.accept()
-        return NoiseChannel(stream, self._limits, self._netlayer, tune(stream))
-
-    async def aclose(self) -> None:
-        await self._listener.aclose()

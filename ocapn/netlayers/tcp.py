@@ -6,12 +6,13 @@ import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final, TypeVar, final
 
 import trio
 
 from ocapn.errors import ConnectFailed
-from ocapn.netlayers.base import ChannelBroken
+from ocapn.model.locators import PeerLocator
+from ocapn.netlayers.base import Channel, ChannelBroken, Listener
 
 T = TypeVar("T")
 
@@ -169,3 +170,25 @@ async def listen(host: str, port: int) -> trio.SocketListener:
     for other in others:  # several addresses of one name: the first is the one that the locator names
         await other.aclose()
     return first
+
+
+@final
+class TcpListener(Listener):
+    """Accepts at a port. `make` is called with a connection and where it comes from, and returns its channel."""
+
+    def __init__(
+        self,
+        listener: trio.SocketListener,
+        location: PeerLocator,
+        make: Callable[[trio.SocketStream, str], Channel],
+    ) -> None:
+        self._listener = listener
+        self._make = make
+        self.location = location
+
+    async def accept(self) -> Channel:
+        stream = await self._listener.accept()
+        return self._make(stream, tune(stream))
+
+    async def aclose(self) -> None:
+        await self._listener.aclose()

@@ -16,7 +16,7 @@ from ocapn.errors import BadLocator
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
 from ocapn.netlayers.base import Listener, Netlayer, StreamChannel, unreachable
-from ocapn.netlayers.tcp import connect, is_loopback, listen, tune
+from ocapn.netlayers.tcp import TcpListener, connect, is_loopback, listen, tune
 
 TRANSPORT = "tcp-testing-only"
 
@@ -82,7 +82,11 @@ class TcpTestingNetlayer(Netlayer):
         if self._framing != SYRUP:
             hints["framing"] = self._framing
         self.location = PeerLocator(TRANSPORT, self._designator, hints)
-        return _TcpListener(listener, self.location, limits)
+        return TcpListener(
+            listener,
+            self.location,
+            lambda stream, source: StreamChannel(stream, limits, None, source, _binding(stream)),
+        )
 
     async def dial(self, locator: PeerLocator, limits: Limits) -> StreamChannel:
         host, port = locator.hints.get("host"), locator.hints.get("port", "")
@@ -97,18 +101,3 @@ class TcpTestingNetlayer(Netlayer):
             raise unreachable(locator, error) from error
         tune(stream)
         return StreamChannel(stream, limits, framing, binding=_binding(stream))
-
-
-class _TcpListener(Listener):
-    def __init__(self, listener: trio.SocketListener, location: PeerLocator, limits: Limits) -> None:
-        self._listener = listener
-        self._limits = limits
-        self.location = location
-
-    async def accept(self) -> StreamChannel:
-        stream = await self._listener.accept()
-        source = tune(stream)
-        return StreamChannel(stream, self._limits, None, source, _binding(stream))
-
-    async def aclose(self) -> None:
-        await self._listener.aclose()

@@ -34,7 +34,7 @@ from ocapn.model.locators import PeerLocator
 from ocapn.model.values import Symbol
 from ocapn.netlayers.base import Channel, ChannelBroken, Listener, Netlayer, unreachable
 from ocapn.netlayers.identity import kept, new_identity, to_keep
-from ocapn.netlayers.tcp import connect, is_every_address, is_loopback, listen, tune
+from ocapn.netlayers.tcp import TcpListener, connect, is_every_address, is_loopback, listen, tune
 
 TRANSPORT = "websocket"
 
@@ -145,7 +145,9 @@ class WebSocketNetlayer(Netlayer):
         scheme = "ws" if self.tls is None else "wss"
         url = self._url or f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{self.path}"
         self.location = PeerLocator(TRANSPORT, self._identity.designator, {"url": url})
-        return _WebSocketListener(listener, self, limits)
+        return TcpListener(
+            listener, self.location, lambda stream, source: WebSocketChannel(stream, limits, self, source)
+        )
 
     async def dial(self, locator: PeerLocator, limits: Limits) -> Channel:
         wanted = public_key_of(locator.designator)
@@ -482,18 +484,3 @@ class WebSocketChannel(Channel):
                     await self._stream.send_all(bytes(self._frames.pong(pong)))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise ChannelBroken(str(error) or "the connection is closed") from error
-
-
-class _WebSocketListener(Listener):
-    def __init__(self, listener: trio.SocketListener, netlayer: WebSocketNetlayer, limits: Limits) -> None:
-        self._listener = listener
-        self._netlayer = netlayer
-        self._limits = limits
-        self.location = netlayer.location
-
-    async def accept(self) -> WebSocketChannel:
-        stream = await self._listener.accept()
-        return WebSocketChannel(stream, self._limits, self._netlayer, tune(stream))
-
-    async def aclose(self) -> None:
-        await self._listener.aclose()
