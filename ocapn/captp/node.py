@@ -238,10 +238,13 @@ class Node:
         """The session was cut. It is not live any more, and has not ended."""
         self._not_live(session)
         self.suspended[session.id] = session
-        strangers = [one for one in self.suspended.values() if not one.vouched_for]
-        if len(strangers) > self.limits.suspended_sessions:
-            idle = next((one for one in strangers if not one.tables.exports), strangers[0])
-            idle.lose("too many sessions are suspended", reason="expired")
+        if (
+            len(self.suspended) > self.limits.suspended_sessions
+        ):  # else none are counted: many are cut at once
+            strangers = [one for one in self.suspended.values() if not one.vouched_for]
+            if len(strangers) > self.limits.suspended_sessions:
+                idle = next((one for one in strangers if not one.tables.exports), strangers[0])
+                idle.lose("too many sessions are suspended", reason="expired")
         self._status(session)
 
     def attached(self, session: Session) -> None:

@@ -24,15 +24,15 @@ from ocapn.netlayers.tcp_testing import TcpTestingNetlayer
 from ocapn.netlayers.unix import UnixNetlayer
 from ocapn.trace import Tracer
 
+DEFAULT: Final = "noise://127.0.0.1:0"
 #: For help texts.
 LISTEN_HELP: Final = (
     "where to listen: noise://HOST:PORT (encrypted, and both sides prove who they are: for any network), "
     "ws://HOST:PORT/PATH or wss://HOST:PORT/PATH (the transport websocket), "
     "tcp://HOST:PORT (the transport tcp-testing-only, which has no security) or unix:///PATH (a socket file). "
     "Port 0 takes any free one. May be repeated, once for each transport. "
-    "Default: noise://127.0.0.1:0"
+    f"Default: {DEFAULT}"
 )
-DEFAULT: Final = "noise://127.0.0.1:0"
 
 
 def dialling() -> list[Netlayer]:
@@ -104,7 +104,7 @@ def warn_of(url: str, asked: Asked) -> None:
     host = parts.hostname or ""
     if parts.scheme in ("tcp", "tcp-testing-only", "ws") and asked.url is None and not is_loopback(host):
         line = f"ocapn serve: warning: listening on {host} without any security, as --insecure-bind says"
-        if host in ("0.0.0.0", "::"):
+        if is_every_address(host):
             line += (
                 f"; the sturdyrefs name {host}, which nobody can dial: put an address of this machine there"
             )

@@ -22,7 +22,7 @@ from ocapn.model.locators import PeerLocator
 from ocapn.netlayers.base import Channel, ChannelBroken, Listener, Netlayer, StreamChannel, unreachable
 from ocapn.netlayers.identity import kept, new_identity, to_keep
 from ocapn.netlayers.tcp import MOST_ADDRESSES, TcpListener, connect, is_every_address, listen, race, tune
-from ocapn.noise.introduction import FIRST, NO_CODEC, SECOND, THIRD, Introduction, wanted
+from ocapn.noise.handshake import FIRST, NO_CODEC, SECOND, THIRD, NoiseHandshake, wanted
 from ocapn.noise.packets import Packets, packet
 from ocapn.noise.protocol import KEY, KeyPair, NoiseError
 
@@ -146,10 +146,10 @@ class NoiseNetlayer(Netlayer):
         if wanted(first) != self._identity.public_key:
             raise NoiseError("the first message is for another peer")
 
-    def introduction(self, responder: bytes | None = None) -> Introduction:
+    def handshake(self, responder: bytes | None = None) -> NoiseHandshake:
         """This peer's side of a new handshake."""
         ephemeral = KeyPair(secrets.token_bytes(KEY))
-        return Introduction(self._identity, self._static, ephemeral, responder=responder)
+        return NoiseHandshake(self._identity, self._static, ephemeral, responder=responder)
 
 
 def _addresses(locator: PeerLocator) -> list[str]:
@@ -179,13 +179,13 @@ class NoiseChannel(StreamChannel):
 
     async def introduce(self, wanted: bytes) -> None:
         """Finds the peer that has this key at the other end. Raises ChannelBroken."""
-        introduction = self._netlayer.introduction(wanted)
+        handshake = self._netlayer.handshake(wanted)
         try:
-            await self._say(introduction.first())
-            third = introduction.third(await self._hear(SECOND, "nobody there is that peer"))
-            if introduction.codec != NO_CODEC:
+            await self._say(handshake.first())
+            third = handshake.third(await self._hear(SECOND, "nobody there is that peer"))
+            if handshake.codec != NO_CODEC:
                 await self._say(third)
-                self._introduced(introduction)
+                self._introduced(handshake)
         except NoiseError as error:
             raise ChannelBroken(str(error)) from error
 
@@ -193,21 +193,21 @@ class NoiseChannel(StreamChannel):
         try:
             first = await self._hear(FIRST)
             self._netlayer.check_wanted(first)  # before anything is computed
-            introduction = self._netlayer.introduction()
-            second = introduction.second(first)
+            handshake = self._netlayer.handshake()
+            second = handshake.second(first)
             await self._say(second)
-            if introduction.codec == NO_CODEC:
+            if handshake.codec == NO_CODEC:
                 raise ChannelBroken(_NO_COMMON_CODEC)
-            introduction.finish(await self._hear(THIRD))
+            handshake.finish(await self._hear(THIRD))
         except NoiseError as error:
             raise RemoteProtocolError(str(error)) from error
-        self._introduced(introduction)
+        self._introduced(handshake)
 
-    def _introduced(self, introduction: Introduction) -> None:
-        self.codec = introduction.codec
-        self.authenticated = designator_of(introduction.peer)
-        self.binding = introduction.binding
-        self._packets = introduction.packets()
+    def _introduced(self, handshake: NoiseHandshake) -> None:
+        self.codec = handshake.codec
+        self.authenticated = designator_of(handshake.peer)
+        self.binding = handshake.binding
+        self._packets = handshake.packets()
         if self._early:
             self._framer.feed(self._unwrapped(b""))
 

@@ -1,6 +1,6 @@
 """The Noise protocol `Noise_XX_25519_ChaChaPoly_BLAKE2s` (The Noise Protocol Framework, revision 34), without I/O.
 
-Keys are passed in. What the two sides prove to each other with it is for `ocapn.noise.introduction`.
+Keys are passed in. What the two sides prove to each other with it is for `ocapn.noise.handshake`.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import ocapn
 from ocapn.netlayers import tcp, websocket
-from ocapn.noise import introduction, packets, protocol
+from ocapn.noise import handshake, packets, protocol
 from tests.docs.support import ROOT, check_first_example
 
 PAGE = (ROOT / "spec" / "netlayers.md").read_text()
@@ -27,11 +27,11 @@ def test_the_netlayers() -> None:
 
 
 def test_the_figures_of_noise() -> None:
-    first, second, third = introduction.FIRST, introduction.SECOND, introduction.THIRD
+    first, second, third = handshake.FIRST, handshake.SECOND, handshake.THIRD
     assert f"three packets, of {first}, {second} and {third} bytes" in PAGE
     assert f"of up to {protocol.MOST - protocol.TAG:,} bytes" in PAGE
     assert f"After {packets.REKEY:,} packets" in PAGE
-    assert f"{introduction.NO_CODEC} says that it has none" in PAGE
+    assert f"{handshake.NO_CODEC} says that it has none" in PAGE
     assert f"up to {tcp.MOST_ADDRESSES} of them" in PAGE
     assert f"each {1000 * tcp.HEAD_START:.0f} ms after" in PAGE
     assert f"has read {first} bytes before it computes anything, and {third} more" in PAGE

@@ -35,7 +35,7 @@ from ocapn.errors import BadLocator, RemoteProtocolError
 from ocapn.netlayers.base import Channel, ChannelBroken
 from ocapn.netlayers.noise import NoiseChannel, parse_address
 from ocapn.netlayers.websocket import WebSocketNetlayer
-from ocapn.noise.introduction import FIRST, Introduction
+from ocapn.noise.handshake import FIRST, NoiseHandshake
 from ocapn.noise.protocol import KeyPair
 from ocapn.testing import check_netlayer
 from tests.netlayers import makers
@@ -428,14 +428,14 @@ async def test_what_finds_no_room_in_the_socket_goes_out_before_what_follows() -
 def test_no_codec_in_common_is_said(offers: int, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     netlayer = NoiseNetlayer(listen=False)
-    real = netlayer.introduction
+    real = netlayer.handshake
 
-    def introduction(responder: bytes | None = None) -> Introduction:
+    def handshake(responder: bytes | None = None) -> NoiseHandshake:
         made = real(responder)
         made._codecs = (offers,)
         return made
 
-    netlayer.introduction = introduction  # type: ignore[method-assign]
+    netlayer.handshake = handshake  # type: ignore[method-assign]
 
     @trio_test_real
     async def run() -> None:
@@ -585,10 +585,10 @@ async def ended(stream: trio.SocketStream) -> bool:
 
 
 def first_of(identity: Identity = MALLORY) -> bytes:
-    introduction = Introduction(
+    shake = NoiseHandshake(
         identity, KeyPair(os.urandom(32)), KeyPair(os.urandom(32)), responder=BOB.public_key
     )
-    return FIRST.to_bytes(2, "big") + introduction.first()
+    return FIRST.to_bytes(2, "big") + shake.first()
 
 
 @pytest.mark.parametrize("said", [b"", b"\0", first_of()[:40], first_of()])

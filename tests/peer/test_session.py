@@ -902,3 +902,25 @@ async def test_a_peer_may_go_while_somebody_waits_for_its_answer() -> None:
 
         await settle()
         network.cut("a", "b")
+
+
+@trio_test
+async def test_a_session_that_is_always_busy_is_not_heard_out_for_ever() -> None:
+    """Else nobody who names the same location would be judged in time."""
+    network = MemoryNetwork()
+    async with open_peer([MemoryNetlayer(network, "a")]) as a, open_peer([MemoryNetlayer(network, "b")]) as b:
+        await a.connect(b.locator())
+        core = between(a, b)._core
+        rounds = 0
+
+        async def busy() -> None:
+            nonlocal rounds
+            for rounds in range(10_000):  # noqa: B007
+                core.counters[1] += 1
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(busy)
+            await a.hear_out(b.locator())
+            nursery.cancel_scope.cancel()
+        assert 100 < rounds < 1000

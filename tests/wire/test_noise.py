@@ -12,7 +12,7 @@ from nacl.bindings import crypto_aead_chacha20poly1305_ietf_encrypt
 from ocapn.crypto import Identity, designator_of, public_key_of
 from ocapn.errors import BadLocator
 from ocapn.noise import packets
-from ocapn.noise.introduction import FIRST, NO_CODEC, SECOND, THIRD, Introduction, wanted
+from ocapn.noise.handshake import FIRST, NO_CODEC, SECOND, THIRD, NoiseHandshake, wanted
 from ocapn.noise.packets import Packets, packet
 from ocapn.noise.protocol import MOST, TAG, Cipher, Exchange, KeyPair, NoiseError
 
@@ -126,8 +126,8 @@ ALICE, BOB, MALLORY = (Identity(bytes([number]) * 32) for number in (1, 2, 3))
 
 def dialler(
     identity: Identity = ALICE, responder: Identity = BOB, codecs: tuple[int, ...] = (0,), drawn: int = 21
-) -> Introduction:
-    return Introduction(
+) -> NoiseHandshake:
+    return NoiseHandshake(
         identity,
         KeyPair(bytes([11]) * 32),
         KeyPair(bytes([drawn]) * 32),
@@ -136,11 +136,11 @@ def dialler(
     )
 
 
-def listener(identity: Identity = BOB, codecs: tuple[int, ...] = (0,), drawn: int = 22) -> Introduction:
-    return Introduction(identity, KeyPair(bytes([12]) * 32), KeyPair(bytes([drawn]) * 32), codecs=codecs)
+def listener(identity: Identity = BOB, codecs: tuple[int, ...] = (0,), drawn: int = 22) -> NoiseHandshake:
+    return NoiseHandshake(identity, KeyPair(bytes([12]) * 32), KeyPair(bytes([drawn]) * 32), codecs=codecs)
 
 
-def introduced(a: Introduction, b: Introduction) -> tuple[Packets, Packets]:
+def introduced(a: NoiseHandshake, b: NoiseHandshake) -> tuple[Packets, Packets]:
     b.finish(a.third(b.second(a.first())))
     return a.packets(), b.packets()
 
@@ -170,14 +170,14 @@ def test_what_the_two_proofs_sign() -> None:
     ):
         signed[role] = who.sign(b"ocapn-noise-1" + role + said + KeyPair(bytes([number]) * 32).public)
     payloads: list[bytes] = []
-    real = Introduction._prove
+    real = NoiseHandshake._prove
 
-    def noted(self: Introduction, role: bytes, said: bytes, proof: bytes) -> None:
+    def noted(self: NoiseHandshake, role: bytes, said: bytes, proof: bytes) -> None:
         payloads.append(proof)
         real(self, role, said, proof)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Introduction, "_prove", noted)
+        patch.setattr(NoiseHandshake, "_prove", noted)
         b.finish(a.third(second))
     assert payloads == [BOB.public_key + signed[b"responder"], ALICE.public_key + signed[b"initiator"]]
 
@@ -270,15 +270,15 @@ def test_a_peer_that_answers_in_the_place_of_another() -> None:
 def test_a_proof_that_was_made_for_another_connection(role: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is shown by one who has stolen the static key too."""
     proofs: list[bytes] = []
-    real = Introduction._proof
+    real = NoiseHandshake._proof
 
-    def stolen(self: Introduction, whose: bytes) -> bytes:
+    def stolen(self: NoiseHandshake, whose: bytes) -> bytes:
         if whose != role:
             return real(self, whose)
         proofs.append(real(self, whose))
         return proofs[0]
 
-    monkeypatch.setattr(Introduction, "_proof", stolen)
+    monkeypatch.setattr(NoiseHandshake, "_proof", stolen)
     introduced(dialler(), listener())
     with pytest.raises(NoiseError, match="does not prove who it is"):
         introduced(dialler(drawn=25), listener(drawn=24))

@@ -1,7 +1,7 @@
 """Two peers that prove to each other who they are, and agree on a codec (spec/netlayers.md, noise).
 
-The dialler's `Introduction` writes the first message, the listener's the second, the dialler's the third. Each message
-is a packet of the stream. What raises NoiseError ends the connection.
+The dialler's `NoiseHandshake` writes the first message, the listener's the second, the dialler's the third. Each is a
+packet of the stream. What raises NoiseError ends the connection.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def wanted(first: bytes) -> bytes:
 
 
 @final
-class Introduction:
+class NoiseHandshake:
     """One side of a handshake. `ephemeral` is drawn for this alone.
 
     `responder` is the key of the peer that is dialled; None where that is this one. `codecs` are the numbers of those
