@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar, final
 from ocapn.captp.delivery import PENDING, RemoteVow, Vow, Waiting, broken
 from ocapn.captp.node import Node
 from ocapn.captp.session import Session
-from ocapn.codec.operations import ANSWER, EXPORT, descriptor_bytes
+from ocapn.codec.operations import ANSWER, EXPORT
 from ocapn.errors import PeerRestarted, SessionLost
 
 T = TypeVar("T")
@@ -180,7 +180,7 @@ class Promises:
             tables = session.tables
             if answer:
                 known = self._question(session_id, position)
-                vow = RemoteVow(session, ANSWER, position, descriptor_bytes(ANSWER, position))
+                vow = RemoteVow(session, ANSWER, position, session.codec.descriptor(ANSWER, position))
                 if known:
                     # Not as it was kept: the resolver may have been used, and what it was told have waited in a gate.
                     vow.listening = key in self._listening
@@ -191,7 +191,7 @@ class Promises:
                 if slot is not None and slot.vow is not None:
                     vow = slot.vow
                 else:
-                    vow = RemoteVow(session, EXPORT, position, descriptor_bytes(EXPORT, position))
+                    vow = RemoteVow(session, EXPORT, position, session.codec.descriptor(EXPORT, position))
                 vow.listening = key in self._listening
             if not known:  # it was given up as a place to send to; its resolver may still be told
                 if key not in self._listening:

@@ -10,7 +10,14 @@ from typing import Final, final
 from nacl.exceptions import BadSignatureError, CryptoError
 from nacl.signing import SigningKey, VerifyKey
 
-from ocapn.codec.operations import Envelope, Give, Receive, public_key_value, signature_value
+from ocapn.codec.operations import (
+    Envelope,
+    Give,
+    Receive,
+    public_key_value,
+    signature_value,
+    write_location,
+)
 from ocapn.codec.syrup import Encoder, encode
 from ocapn.errors import BadLocator
 from ocapn.limits import Limits
@@ -123,7 +130,7 @@ def session_id(one: bytes, other: bytes) -> bytes:
 
 def location_message(location: PeerLocator) -> bytes:
     """What `op:start-session` signs: the location, as it arrived if it did, in a record of its own."""
-    return b"<11'my-location" + (location.wire or encode(location)) + b">"
+    return write_location(location.wire or encode(location))
 
 
 def sign_give(

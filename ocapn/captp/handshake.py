@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Final, final
 from ocapn.captp.frames import Agreement, terms_of
 from ocapn.captp.node import Introduction
 from ocapn.captp.session import Session
-from ocapn.codec.operations import OPERATIONS, Abort, Form, StartSession, write_abort, write_start_session
-from ocapn.codec.syrup import Decoder, Encoder
-from ocapn.crypto import SessionKey, location_message, public_id, verify
+from ocapn.codec.messages import SYRUP, Codec
+from ocapn.codec.operations import Abort, Form, StartSession
+from ocapn.crypto import SessionKey, public_id, verify
 from ocapn.errors import Aborted, OCapNError, RemoteProtocolError
 from ocapn.model.locators import PeerLocator
 
@@ -118,8 +118,11 @@ class Handshake:
         form: Form,
         binding: bytes | None = None,
         vouches: bool = False,
+        codec: Codec = SYRUP,
     ) -> None:
         self._node = node
+        #: Of the messages on this connection, and of the session that begins on it.
+        self.codec = codec
         self._own = own
         self.dialled = dialled
         self.authenticated = authenticated
@@ -137,14 +140,11 @@ class Handshake:
 
     def _send_start(self) -> None:
         location = self._own
-        operation = StartSession(
-            VERSION, self.key.public_key, location, self.key.sign(location_message(location))
-        )
-        encoder = Encoder(self._node.limits, text_order=self._form.text_order)
-        if self._form.text_order:  # the signature is over the bytes that are sent
-            wire = encoder.encode(location)
-            operation.signature = self.key.sign(b"<11'my-location" + wire + b">")
-        self.outbound.append(write_start_session(encoder, operation))
+        codec = self.codec
+        encoder = codec.encoder(self._node.limits, text_order=self._form.text_order)
+        signature = self.key.sign(codec.location_message(encoder.encode(location)))
+        operation = StartSession(VERSION, self.key.public_key, location, signature)
+        self.outbound.append(codec.start_session(encoder, operation))
 
     def _step(self, event: Event) -> None:
         self.state = TRANSITIONS[self.state, event]
@@ -157,7 +157,7 @@ class Handshake:
     def read(self, message: bytes) -> StartSession:
         """The other side's op:start-session, checked but not yet judged. Raises Refused, Aborted, DecodeError."""
         self._under_way()
-        decoder = Decoder(self._node.limits, OPERATIONS)
+        decoder = self.codec.decoder(self._node.limits)
         operation = decoder.decode(message)
         if decoder.text_order:
             self._form = Form(self._form.old_deliver, self._form.old_gc, text_order=True)
@@ -171,7 +171,9 @@ class Handshake:
                 f"{_OTHER_VERSION}{operation.version[:40]!r}, and this peer speaks {VERSION!r}", lasting=True
             )
         location = operation.location
-        if not verify(operation.public_key, location_message(location), operation.signature):
+        assert location.wire is not None
+        signed = self.codec.location_message(location.wire)
+        if not verify(operation.public_key, signed, operation.signature):
             raise Refused("the signature of the location is not by the session key", lasting=True)
         if operation.public_key == self.key.public_key:
             raise Refused("this is our own session key")
@@ -212,7 +214,7 @@ class Handshake:
             if self.dialled is None:
                 self._send_start()
                 self._step(Event.DUPLICATE)
-                self.outbound.append(write_abort("there is a session with this location already"))
+                self.outbound.append(self.codec.abort("there is a session with this location already"))
             raise Refused("there is a session with this location already")
         dial = None if self.dialled is not None else node.dials.get(location)
         if dial is not None:
@@ -250,6 +252,7 @@ class Handshake:
             form=self._form,
             now=now,
             agreement=self._agreement(location),
+            codec=self.codec,
         )
 
     def _agreement(self, location: PeerLocator) -> Agreement | None:
@@ -265,7 +268,7 @@ class Handshake:
         """Ends the connection with op:abort, unless it has ended."""
         if self.state in (State.DIALLED, State.LISTENING):
             self._step(Event.REFUSED)
-            self.outbound.append(write_abort(reason))
+            self.outbound.append(self.codec.abort(reason))
 
     def drop(self, reason: str) -> None:
         """Another connection is the session: ends this one, if it is under way."""
@@ -274,7 +277,7 @@ class Handshake:
             if self.outbound:
                 self.outbound.clear()  # our start is not on its way: the other side is to hear nothing of this
             else:
-                self.outbound.append(write_abort(reason))
+                self.outbound.append(self.codec.abort(reason))
             self._node.dropped(self)
             if self.on_drop is not None:
                 self.on_drop()

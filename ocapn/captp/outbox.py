@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Final, final
 
 import attrs
 
-from ocapn.codec.operations import write_gc_answers, write_gc_exports
 from ocapn.codec.resumption import write_ack
 
 if TYPE_CHECKING:
@@ -167,12 +166,12 @@ class Outbox:
             for i in range(0, len(positions), _BATCH):
                 some = positions[i : i + _BATCH]
                 deltas = [gone[position] for position in some]
-                session.send(write_gc_exports(some, deltas, session.form))
+                session.send(session.codec.gc_exports(some, deltas, session.form))
             answers, self._answers = list(self._answers), {}
             for position in answers:
                 tables.touch("question", position)
             for i in range(0, len(answers), _BATCH):
-                session.send(write_gc_answers(answers[i : i + _BATCH], session.form))
+                session.send(session.codec.gc_answers(answers[i : i + _BATCH], session.form))
 
     def seal(self) -> Sealed:
         """With a baggage: what was sent since the last time, to be held until it is committed."""

@@ -26,21 +26,16 @@ from ocapn.captp.outbox import Outbox
 from ocapn.captp.receiving import Receiver
 from ocapn.captp.tables import Tables, nothing_touched
 from ocapn.captp.writing import Writer
+from ocapn.codec.messages import SYRUP, Codec
 from ocapn.codec.operations import (
     ANSWER,
     EXPORT,
-    OPERATIONS,
     Abort,
     Deliver,
     Descriptor,
     Form,
-    descriptor_bytes,
-    write_abort,
-    write_listen,
-    write_select,
 )
 from ocapn.codec.resumption import Hints, write_ack
-from ocapn.codec.syrup import Decoder
 from ocapn.crypto import SessionKey, public_id, session_id
 from ocapn.errors import (
     Aborted,
@@ -59,7 +54,6 @@ from ocapn.model.locators import PeerLocator
 if TYPE_CHECKING:
     from ocapn.captp.node import Node
 
-_BOOTSTRAP: Final = descriptor_bytes(EXPORT, 0)
 _BOOTSTRAP_DESCRIPTOR: Final = Descriptor(EXPORT, 0)
 #: So long is waited for the answer whether a session is to be durable, seconds.
 _ANSWER_WITHIN: Final = 30.0
@@ -102,6 +96,7 @@ class Session:
         "authenticated",
         "begun",
         "bootstrap",
+        "codec",
         "counters",
         "cut",
         "dialled",
@@ -147,8 +142,11 @@ class Session:
         form: Form,
         now: float,
         agreement: Agreement | None = None,
+        codec: Codec = SYRUP,
     ) -> None:
         self.node = node
+        #: Of its messages, for all of its life: a connection on which it resumes may have agreed on another.
+        self.codec = codec
         self.key = key
         self.peer_key = peer_key
         self.peer_id = public_id(peer_key)
@@ -165,7 +163,7 @@ class Session:
         #: When its time began to count.
         self.renewed = now
         self.tables = Tables(node.limits)
-        self.bootstrap = _BOOTSTRAP
+        self.bootstrap = codec.descriptor(EXPORT, 0)
         self.ended: SessionEnded | None = None
         #: Called when the session leaves its connection, because it has ended or was cut.
         self.on_leave: Callable[[], None] | None = None
@@ -199,7 +197,7 @@ class Session:
         self._spent.state = BROKEN
         self._spent.released = True
         self._receiver = Receiver(self)
-        self._decoder = Decoder(node.limits, OPERATIONS)
+        self._decoder = codec.decoder(node.limits)
         self._writer = Writer(self, self._receiver.bootstrap)
         self.handoffs = HandoffCounts()
         self._undecided: list[Callable[[], None]] = []
@@ -294,7 +292,7 @@ class Session:
             raise Backpressure(f"{self._answers_held} answers are owed by the peer already")
         encoded = self._writer.encode(args)
         position = tables.next_question
-        question = RemoteVow(self, ANSWER, position, b"<11'desc:answer%d+>" % position)
+        question = RemoteVow(self, ANSWER, position, self.codec.descriptor(ANSWER, position))
         question.listening = True
         try:
             resolver = tables.export_resolver(question).position
@@ -304,9 +302,7 @@ class Session:
         tables.next_question = position + 1
         tables.questions[position] = question
         tables.touch("question", position)
-        self._send_encoded(
-            b"<10'op:deliver%b%b%d+<18'desc:import-object%d+>>" % (recipient, encoded, position, resolver)
-        )
+        self._send_encoded(self.codec.deliver(recipient, encoded, position, resolver))
         return question
 
     def deliver_only(self, recipient: bytes, args: list[object], *, forwarded: bool = False) -> None:
@@ -320,9 +316,9 @@ class Session:
         self.may_send(forwarded)
         encoded = self._writer.encode(args)
         if self.form.old_deliver:
-            self._send_encoded(b"<15'op:deliver-only%b%b>" % (recipient, encoded))
+            self._send_encoded(self.codec.deliver_only(recipient, encoded))
         else:
-            self._send_encoded(b"<10'op:deliver%b%bff>" % (recipient, encoded))
+            self._send_encoded(self.codec.deliver(recipient, encoded, -1, -1))
 
     def select(self, recipient: bytes, kind: int, key: str | int) -> RemoteVow:
         """Asks for a part of what a promise of the peer becomes. Raises as `deliver`."""
@@ -337,8 +333,8 @@ class Session:
         if self._answers_held >= self.node.limits.answers:
             raise Backpressure(f"{self._answers_held} answers are owed by the peer already")
         position = tables.next_question
-        message = write_select(self._writer.encoder, kind, recipient, key, position)
-        question = RemoteVow(self, ANSWER, position, descriptor_bytes(ANSWER, position))
+        message = self.codec.select(self._writer.encoder, kind, recipient, key, position)
+        question = RemoteVow(self, ANSWER, position, self.codec.descriptor(ANSWER, position))
         tables.next_question = position + 1
         tables.questions[position] = question
         tables.touch("question", position)
@@ -357,13 +353,13 @@ class Session:
             return
         if vow.kind == ANSWER:
             self.tables.touch("question", vow.position)
-        self.send(write_listen(vow.kind, vow.position, resolver))
+        self.send(self.codec.listen(vow.recipient, resolver))
 
     def tell(self, resolver: int, fulfilled: bool, value: object) -> None:
         """Tells a resolver of the peer what the promise became, and returns the resolver."""
         if self.ended is not None:
             return
-        recipient = descriptor_bytes(EXPORT, resolver)
+        recipient = self.codec.descriptor(EXPORT, resolver)
         try:
             if fulfilled:
                 self.say(recipient, [FULFILL, value], forwarded=True)
@@ -415,7 +411,7 @@ class Session:
         resolver = self.tables.export_resolver(vow).position
         assert self.frames is not None
         args = self._writer.encode(self.frames.terms.value)
-        self.send(b"<10'op:deliver%b%bf<18'desc:import-object%d+>>" % (_BOOTSTRAP, args, resolver))
+        self.send(self.codec.deliver(self.bootstrap, args, -1, resolver))
         vow.add(_Asked(self))
 
     def answered(self, vow: Vow) -> None:
@@ -658,7 +654,7 @@ class Session:
                 assert self.frames is not None
                 self.outbox.append(write_ack(self.frames.tell(self.node.now())))
             frames, self.frames = self.frames, None  # op:abort is no frame
-            self.send(write_abort(reason))
+            self.send(self.codec.abort(reason))
             self.frames = frames
 
     def disconnected(self, reason: str) -> None:

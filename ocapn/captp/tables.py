@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from weakref import ref as weakref
 
 from ocapn.captp.delivery import LocalTarget, PromiseHandle, RefHandle, RemoteVow, Vow
-from ocapn.codec.operations import ANSWER, EXPORT, descriptor_bytes
+from ocapn.codec.operations import ANSWER, EXPORT
 from ocapn.errors import RemoteProtocolError, TooBusy
 from ocapn.limits import MAX_POSITION, Limits
 
@@ -44,7 +44,7 @@ class Import:
     def __init__(self, session: Session, position: int, promise: bool) -> None:
         self.session = session
         self.position = position
-        self.recipient = descriptor_bytes(EXPORT, position)
+        self.recipient = session.codec.descriptor(EXPORT, position)
         self.count = 0
         self.vow = RemoteVow(session, EXPORT, position, self.recipient) if promise else None
         self._handle: weakref[RefHandle] | None = None

@@ -20,8 +20,8 @@ from ocapn.captp.delivery import (
 )
 from ocapn.captp.handoff import DEPOSIT_GIFT, Certificate
 from ocapn.captp.tables import Export
-from ocapn.codec.operations import OBJECT, PROMISE, descriptor_bytes
-from ocapn.codec.syrup import Encoder
+from ocapn.codec.base import Writing
+from ocapn.codec.operations import EXPORT, OBJECT, PROMISE
 from ocapn.crypto import sign_give
 from ocapn.errors import Backpressure, NotPassable
 
@@ -41,7 +41,9 @@ class Writer:
     def __init__(self, session: Session, own: LocalTarget) -> None:
         self._session = session
         self._own = own
-        self.encoder = Encoder(session.node.limits, self._write_reference, session.form.text_order)
+        self.encoder = session.codec.encoder(
+            session.node.limits, self._write_reference, session.form.text_order
+        )
         # Of the message being encoded:
         self._exported: list[Export] = []
         self._gifts: list[tuple[RefHandle, bytes]] = []
@@ -51,17 +53,11 @@ class Writer:
 
         Raises, and takes back, if they cannot be sent: NotPassable, TooBusy, or why a gift cannot be deposited.
         """
-        encoder = self.encoder
-        encoder.parts = parts = [b"["]
-        write = encoder.write
         try:
-            for arg in args:
-                write(arg, 2)  # inside op:deliver and the list of arguments
+            encoded = self.encoder.arguments(args)
         except BaseException:
             self.undo()
             raise
-        parts.append(b"]")
-        encoded = b"".join(parts)
         most = self._session.node.limits.frame
         if len(encoded) > most - _AROUND:
             self.undo()
@@ -90,7 +86,7 @@ class Writer:
         assert not self._exported, "exports of a message that was not sent are counted"
         assert not self._gifts, "gifts of a message that was not sent are kept"
 
-    def _write_reference(self, encoder: Encoder, value: object) -> None:
+    def _write_reference(self, encoder: Writing, value: object) -> None:
         session = self._session
         if isinstance(value, PromiseHandle):
             vow = value._vow.end()
@@ -100,7 +96,7 @@ class Writer:
                 and vow.session is session
                 and not vow.released
             ):
-                encoder.parts.append(vow.recipient)
+                encoder.reference(vow.kind, vow.position, promise=True)
                 return
             if vow.state != FULFILLED or not isinstance(vow.value, (LocalTarget, RefHandle)):
                 self._export(vow.handle(), id(vow), PROMISE)
@@ -110,7 +106,7 @@ class Writer:
             slot = value._import
             exporter = slot.session
             if exporter is session:
-                encoder.parts.append(slot.recipient)
+                encoder.reference(EXPORT, slot.position, promise=False)
             elif exporter.ended is not None:
                 vow = broken(session.node, exporter.ended)
                 self._export(vow.handle(), id(vow), PROMISE)
@@ -130,16 +126,16 @@ class Writer:
                     encoder.text_order,
                 )
                 self._gifts.append((value, gift_id))
-                encoder.parts.append(give)
+                encoder.certificate(give)
         elif isinstance(value, ResolverTarget):
             self._export(value, ~id(value.vow), OBJECT)  # the promise has id(vow)
         elif isinstance(value, LocalTarget):
             if value is self._own:
-                encoder.parts.append(descriptor_bytes(OBJECT, 0))
+                encoder.reference(OBJECT, 0, promise=False)
             else:
                 self._export(value, id(value), OBJECT)
         elif isinstance(value, Certificate):
-            encoder.parts.append(value.wire)
+            encoder.certificate(value.wire)
         else:
             raise NotPassable(f"a {type(value).__name__} cannot be passed")
 
@@ -147,4 +143,4 @@ class Writer:
         slot = self._session.tables.export(value, key)
         slot.count += 1
         self._exported.append(slot)
-        self.encoder.parts.append(descriptor_bytes(kind, slot.position))
+        self.encoder.reference(kind, slot.position, promise=kind == PROMISE)

@@ -7,7 +7,8 @@ import re
 from decimal import Decimal
 from typing import Final
 
-from ocapn.codec.operations import Descriptor, Envelope, descriptor_bytes
+from ocapn.codec.base import Writing
+from ocapn.codec.operations import Descriptor, Envelope
 from ocapn.codec.syrup import ANY_RECORD, Decoder, Encoder, Record
 from ocapn.errors import NotPassable
 from ocapn.limits import Limits
@@ -39,11 +40,11 @@ def notation(data: bytes | object, *, secrets: bool = False) -> str:
     return _Printer(secrets).value(Decoder(_LIMITS, ANY_RECORD).decode(data))
 
 
-def _write_wire(encoder: Encoder, value: object) -> None:
+def _write_wire(encoder: Writing, value: object) -> None:
     if isinstance(value, Descriptor):
-        encoder.parts.append(descriptor_bytes(value.kind, value.position))
+        encoder.reference(value.kind, value.position, promise=False)
     elif isinstance(value, Envelope):
-        encoder.parts.append(value.wire)
+        encoder.certificate(value.wire)
     else:
         raise NotPassable(f"a {type(value).__name__} has no notation")
 

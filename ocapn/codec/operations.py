@@ -8,45 +8,19 @@ from __future__ import annotations
 
 from typing import Final, final
 
-from ocapn.codec.syrup import Constructor, Decoder, Encoder, Records
+from ocapn.codec.base import Reading, Writing
+from ocapn.codec.descriptors import ANSWER as ANSWER
+from ocapn.codec.descriptors import DESCRIPTOR_NAMES as DESCRIPTOR_NAMES
+from ocapn.codec.descriptors import EXPORT as EXPORT
+from ocapn.codec.descriptors import OBJECT as OBJECT
+from ocapn.codec.descriptors import PROMISE as PROMISE
+from ocapn.codec.descriptors import Descriptor as Descriptor
+from ocapn.codec.descriptors import descriptor_bytes as descriptor_bytes
+from ocapn.codec.syrup import Constructor, Records
 from ocapn.errors import BadLocator, RemoteError
 from ocapn.limits import MAX_POSITION
 from ocapn.model.locators import PeerLocator, SturdyRef
 from ocapn.model.values import Null, Symbol, Tagged
-
-# Descriptors
-
-OBJECT: Final = 0  # desc:import-object
-PROMISE: Final = 1  # desc:import-promise
-EXPORT: Final = 2  # desc:export
-ANSWER: Final = 3  # desc:answer
-
-DESCRIPTOR_NAMES: Final = ("desc:import-object", "desc:import-promise", "desc:export", "desc:answer")
-_DESCRIPTOR_HEADS: Final = tuple(b"<%d'%b%%d+>" % (len(n), n.encode()) for n in DESCRIPTOR_NAMES)
-
-
-@final
-class Descriptor:
-    """A reference on the wire, as the receiver sees it: `kind` is OBJECT, PROMISE, EXPORT or ANSWER."""
-
-    __slots__ = ("kind", "position")
-
-    def __init__(self, kind: int, position: int) -> None:
-        self.kind = kind
-        self.position = position
-
-    def __repr__(self) -> str:
-        return f"<{DESCRIPTOR_NAMES[self.kind]} {self.position}>"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Descriptor) and self.kind == other.kind and self.position == other.position
-
-    def __hash__(self) -> int:
-        return hash((self.kind, self.position))
-
-
-def descriptor_bytes(kind: int, position: int) -> bytes:
-    return _DESCRIPTOR_HEADS[kind] % position
 
 
 @final
@@ -218,7 +192,7 @@ def _positions(value: object, what: str = "position") -> list[int]:
 
 
 def _make_descriptor(kind: int) -> Constructor:
-    def make(items: list[object], decoder: Decoder) -> object:
+    def make(items: list[object], decoder: Reading) -> object:
         if len(items) != 2:
             raise ValueError(f"takes 1 fields, not {len(items) - 1}")
         position = items[1]
@@ -242,7 +216,7 @@ def _resolver(value: object) -> Descriptor:
     raise ValueError("a resolver is a desc:import-object or a desc:import-promise")
 
 
-def _deliver(items: list[object], decoder: Decoder) -> Deliver:
+def _deliver(items: list[object], decoder: Reading) -> Deliver:
     if len(items) != 5:
         raise ValueError(f"takes 4 fields, not {len(items) - 1}")
     to = items[1]
@@ -262,7 +236,7 @@ def _deliver(items: list[object], decoder: Decoder) -> Deliver:
     return Deliver(to, args, answer, _resolver(resolver), decoder.references > 2, False)
 
 
-def _deliver_only(items: list[object], decoder: Decoder) -> Deliver:
+def _deliver_only(items: list[object], decoder: Reading) -> Deliver:
     _fields(items, 2)
     args = items[2]
     if type(args) is not list:
@@ -270,7 +244,7 @@ def _deliver_only(items: list[object], decoder: Decoder) -> Deliver:
     return Deliver(_recipient(items[1]), args, -1, None, decoder.references > 1, True)
 
 
-def _listen(items: list[object], decoder: Decoder) -> Listen:
+def _listen(items: list[object], decoder: Reading) -> Listen:
     if len(items) not in (3, 4):
         raise ValueError(f"takes 3 fields, or 2, not {len(items) - 1}")
     partial = items[3] if len(items) == 4 else False
@@ -279,7 +253,7 @@ def _listen(items: list[object], decoder: Decoder) -> Listen:
     return Listen(_recipient(items[1]), _resolver(items[2]), partial)
 
 
-def _get(items: list[object], decoder: Decoder) -> Select:
+def _get(items: list[object], decoder: Reading) -> Select:
     _fields(items, 3)
     key = items[2]
     if type(key) is not str:
@@ -287,13 +261,13 @@ def _get(items: list[object], decoder: Decoder) -> Select:
     return Select(GET, _recipient(items[1], "receiver"), key, _position(items[3], "an answer position"))
 
 
-def _index(items: list[object], decoder: Decoder) -> Select:
+def _index(items: list[object], decoder: Reading) -> Select:
     _fields(items, 3)
     key = _position(items[2], "an index")
     return Select(INDEX, _recipient(items[1], "receiver"), key, _position(items[3], "an answer position"))
 
 
-def _untag(items: list[object], decoder: Decoder) -> Select:
+def _untag(items: list[object], decoder: Reading) -> Select:
     _fields(items, 3)
     key = items[2]
     if type(key) is not str:
@@ -301,7 +275,7 @@ def _untag(items: list[object], decoder: Decoder) -> Select:
     return Select(UNTAG, _recipient(items[1], "receiver"), key, _position(items[3], "an answer position"))
 
 
-def _gc_exports(items: list[object], decoder: Decoder) -> GcExports:
+def _gc_exports(items: list[object], decoder: Reading) -> GcExports:
     _fields(items, 2)
     positions = _positions(items[1])
     deltas = _positions(items[2], "delta")
@@ -310,7 +284,7 @@ def _gc_exports(items: list[object], decoder: Decoder) -> GcExports:
     return GcExports(positions, deltas, False)
 
 
-def _gc_export(items: list[object], decoder: Decoder) -> GcExports:
+def _gc_export(items: list[object], decoder: Reading) -> GcExports:
     _fields(items, 2)
     if type(items[1]) is list:
         form = _gc_exports(items, decoder)
@@ -318,26 +292,26 @@ def _gc_export(items: list[object], decoder: Decoder) -> GcExports:
     return GcExports([_position(items[1])], [_position(items[2], "a delta")], True)
 
 
-def _gc_answers(items: list[object], decoder: Decoder) -> GcAnswers:
+def _gc_answers(items: list[object], decoder: Reading) -> GcAnswers:
     _fields(items, 1)
     return GcAnswers(_positions(items[1]), False)
 
 
-def _gc_answer(items: list[object], decoder: Decoder) -> GcAnswers:
+def _gc_answer(items: list[object], decoder: Reading) -> GcAnswers:
     _fields(items, 1)
     if type(items[1]) is list:
         return GcAnswers(_positions(items[1]), True)
     return GcAnswers([_position(items[1])], True)
 
 
-def _abort(items: list[object], decoder: Decoder) -> Abort:
+def _abort(items: list[object], decoder: Reading) -> Abort:
     _fields(items, 1)
     if type(items[1]) is not str:
         raise ValueError("a reason is a string")
     return Abort(items[1])
 
 
-def _start_session(items: list[object], decoder: Decoder) -> StartSession:
+def _start_session(items: list[object], decoder: Reading) -> StartSession:
     _fields(items, 4)
     version, key, location, signature = items[1:]
     if type(version) is not str:
@@ -385,16 +359,16 @@ def signature_value(signature: bytes) -> list[object]:
     return [_SIG_VAL, [_EDDSA, [Symbol("r"), signature[:32]], [Symbol("s"), signature[32:]]]]
 
 
-def _void(items: list[object], decoder: Decoder) -> None:
+def _void(items: list[object], decoder: Reading) -> None:
     _fields(items, 0)
 
 
-def _null(items: list[object], decoder: Decoder) -> object:
+def _null(items: list[object], decoder: Reading) -> object:
     _fields(items, 0)
     return Null
 
 
-def _tagged(items: list[object], decoder: Decoder) -> Tagged:
+def _tagged(items: list[object], decoder: Reading) -> Tagged:
     _fields(items, 2)
     tag = items[1]
     if isinstance(tag, Symbol):
@@ -404,13 +378,13 @@ def _tagged(items: list[object], decoder: Decoder) -> Tagged:
     return Tagged(tag, items[2])
 
 
-def _error(items: list[object], decoder: Decoder) -> RemoteError:
+def _error(items: list[object], decoder: Reading) -> RemoteError:
     if len(items) < 2 or type(items[1]) is not str:
         raise ValueError("an error has a message, a string")
     return RemoteError(items[1])
 
 
-def _peer(items: list[object], decoder: Decoder) -> PeerLocator:
+def _peer(items: list[object], decoder: Reading) -> PeerLocator:
     _fields(items, 3)
     transport, designator, hints = items[1:]
     if not isinstance(transport, Symbol):
@@ -427,7 +401,7 @@ def _peer(items: list[object], decoder: Decoder) -> PeerLocator:
         raise ValueError(str(error)) from None
 
 
-def _sturdyref(items: list[object], decoder: Decoder) -> SturdyRef:
+def _sturdyref(items: list[object], decoder: Reading) -> SturdyRef:
     _fields(items, 2)
     peer, swiss = items[1:]
     if type(peer) is not PeerLocator or type(swiss) is not bytes:
@@ -435,7 +409,7 @@ def _sturdyref(items: list[object], decoder: Decoder) -> SturdyRef:
     return SturdyRef(peer, swiss)
 
 
-def _give(items: list[object], decoder: Decoder) -> Give:
+def _give(items: list[object], decoder: Reading) -> Give:
     _fields(items, 5)
     key, exporter, session, side, gift_id = items[1:]
     if type(exporter) is not PeerLocator:
@@ -448,7 +422,7 @@ def _give(items: list[object], decoder: Decoder) -> Give:
     return Give(read_public_key(key), exporter, session, side, gift_id, decoder.raw())
 
 
-def _receive(items: list[object], decoder: Decoder) -> Receive:
+def _receive(items: list[object], decoder: Reading) -> Receive:
     _fields(items, 4)
     session, side, count, give = items[1:]
     if type(session) is not bytes or type(side) is not bytes:
@@ -459,7 +433,7 @@ def _receive(items: list[object], decoder: Decoder) -> Receive:
     return Receive(session, side, _position(count, "a handoff count"), give, decoder.raw())
 
 
-def _envelope(items: list[object], decoder: Decoder) -> Envelope:
+def _envelope(items: list[object], decoder: Reading) -> Envelope:
     _fields(items, 2)
     signed = items[1]
     if not isinstance(signed, (Give, Receive)):
@@ -538,16 +512,19 @@ def form_of(dialect: str | None) -> Form:
     )
 
 
-def write_start_session(encoder: Encoder, operation: StartSession) -> bytes:
-    encoder.parts = []
-    encoder.record(
-        b"16'op:start-session",
+def write_start_session(encoder: Writing, operation: StartSession) -> bytes:
+    fields = (
         operation.version,
         public_key_value(operation.public_key),
         operation.location,
         signature_value(operation.signature),
     )
-    return b"".join(encoder.parts)
+    return b"<16'op:start-session%b>" % b"".join([encoder.encode(field) for field in fields])
+
+
+def write_location(wire: bytes) -> bytes:
+    """What op:start-session signs: an encoded location in a record of its own."""
+    return b"<11'my-location" + wire + b">"
 
 
 #: Characters of a reason: it may quote what the other side sent, and must fit into any frame.
@@ -569,10 +546,10 @@ def write_gc_answers(positions: list[int], form: Form) -> bytes:
     return (b"<12'op:gc-answer[%b]>" if form.old_gc else b"<13'op:gc-answers[%b]>") % listed
 
 
-def write_listen(to_kind: int, position: int, resolver: int) -> bytes:
-    return b"<9'op:listen%b%bf>" % (descriptor_bytes(to_kind, position), descriptor_bytes(OBJECT, resolver))
+def write_listen(to: bytes, resolver: int) -> bytes:
+    return b"<9'op:listen%b%bf>" % (to, descriptor_bytes(OBJECT, resolver))
 
 
-def write_select(encoder: Encoder, kind: int, to: bytes, key: str | int, answer: int) -> bytes:
+def write_select(encoder: Writing, kind: int, to: bytes, key: str | int, answer: int) -> bytes:
     name = SELECTOR_NAMES[kind].encode()
     return b"<%d'%b%b%b%d+>" % (len(name), name, to, encoder.encode(key), answer)

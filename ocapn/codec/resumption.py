@@ -11,6 +11,7 @@ from typing import Final, Literal, final
 
 import attrs
 
+from ocapn.codec.base import Reading
 from ocapn.codec.operations import read_signature, signature_value
 from ocapn.codec.syrup import Constructor, Decoder, Records, encode
 from ocapn.errors import RemoteProtocolError
@@ -159,7 +160,7 @@ def _fields(items: list[object], count: int) -> list[object]:
     return items[1:]
 
 
-def _resume_session(items: list[object], decoder: Decoder) -> ResumeSession:
+def _resume_session(items: list[object], decoder: Reading) -> ResumeSession:
     session, nonce, hints, claims, signature = _fields(items, 5)
     return ResumeSession(
         _bytes32(session, "a session id"),
@@ -170,19 +171,19 @@ def _resume_session(items: list[object], decoder: Decoder) -> ResumeSession:
     )
 
 
-def _resume_accept(items: list[object], decoder: Decoder) -> ResumeAccept:
+def _resume_accept(items: list[object], decoder: Reading) -> ResumeAccept:
     nonce, epoch, hints, claims, signature = _fields(items, 5)
     return ResumeAccept(
         _bytes32(nonce, "a nonce"), _count(epoch), _hints(hints), _claims(claims), read_signature(signature)
     )
 
 
-def _resume_confirm(items: list[object], decoder: Decoder) -> ResumeConfirm:
+def _resume_confirm(items: list[object], decoder: Reading) -> ResumeConfirm:
     (signature,) = _fields(items, 1)
     return ResumeConfirm(read_signature(signature))
 
 
-def _resume_refuse(items: list[object], decoder: Decoder) -> ResumeRefuse:
+def _resume_refuse(items: list[object], decoder: Reading) -> ResumeRefuse:
     session, nonce, reason, received, signature = _fields(items, 5)
     if not isinstance(reason, Symbol) or reason.name not in REASONS:
         raise ValueError("a reason is one of " + ", ".join(REASONS))

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from struct import Struct as _Packer
 from typing import Final, final
 
+from ocapn.codec.base import Reading, Writing
+from ocapn.codec.descriptors import descriptor_bytes
 from ocapn.errors import DecodeError, NotPassable, RemoteError
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator, SturdyRef
@@ -51,7 +53,7 @@ class Record:
 
 #: A constructor gets the record with its label first, and the decoder, whose `raw()` is the record's bytes.
 #: It raises DecodeError, or ValueError with the rule that was broken.
-Constructor = Callable[[list[object], "Decoder"], object]
+Constructor = Callable[[list[object], Reading], object]
 
 
 @final
@@ -86,12 +88,8 @@ def _digits(limits: Limits) -> int:
 
 
 @final
-class Decoder:
-    """Decodes values from a buffer that grows (`feed`), or from whole messages (`decode`).
-
-    `text_order` becomes true once a struct arrived whose keys are in the order of their text and not in
-    Syrup's (wire.md, Struct keys); `references` counts the descriptors built for the current value.
-    """
+class Decoder(Reading):
+    """Decodes values from a buffer that grows (`feed`), or from whole messages (`decode`)."""
 
     __slots__ = (
         "_buffer",
@@ -108,8 +106,6 @@ class Decoder:
         "_stack",
         "_start",
         "_text_order_allowed",
-        "references",
-        "text_order",
     )
 
     def __init__(
@@ -135,7 +131,6 @@ class Decoder:
     # Whole messages
 
     def decode(self, data: bytes) -> object:
-        """The one value that `data` encodes. Raises DecodeError, also when bytes are missing or left over."""
         self._buffer = data
         self._pos = 0
         self.references = 0
@@ -202,7 +197,6 @@ class Decoder:
         return self._need
 
     def raw(self) -> bytes:
-        """The encoding of the record being constructed, exactly as it arrived."""
         return bytes(self._buffer[self._record_start : self._pos])
 
     # The loop
@@ -416,15 +410,15 @@ _BYTES_HEADS: Final = tuple(b"%d:" % n for n in range(1024))
 _SYMBOL_BYTES: dict[Symbol, bytes] = {}
 
 #: Encodes what is not plain data (a reference, a CapTP record) at the end of `parts`; may raise NotPassable.
-WriteOther = Callable[["Encoder", object], None]
+WriteOther = Callable[[Writing, object], None]
 
 
-def _refuse(encoder: Encoder, value: object) -> None:
+def refuse(encoder: Writing, value: object) -> None:
     raise NotPassable(f"a {type(value).__name__} cannot be passed")
 
 
 @final
-class Encoder:
+class Encoder(Writing):
     """Encodes values as Syrup, in canonical form. One may be used for any number of values.
 
     `parts` collects the encoding; `write_other` gets every value that is not plain data. A failed `write`
@@ -438,11 +432,10 @@ class Encoder:
         "_digit_limit",
         "depth",
         "parts",
-        "text_order",
         "write_other",
     )
 
-    def __init__(self, limits: Limits, write_other: WriteOther = _refuse, text_order: bool = False) -> None:
+    def __init__(self, limits: Limits, write_other: WriteOther = refuse, text_order: bool = False) -> None:
         self.parts: list[bytes] = []
         self.write_other = write_other
         self.text_order = text_order
@@ -452,12 +445,24 @@ class Encoder:
         self.depth = 0
 
     def encode(self, value: object) -> bytes:
-        """The encoding of `value`. Raises NotPassable, with the path to what cannot be encoded."""
         parts: list[bytes] = []
         self.parts = parts
         self.write(value, 0)
         self.parts = []
         return b"".join(parts)
+
+    def arguments(self, args: list[object]) -> bytes:
+        self.parts = parts = [b"["]
+        for arg in args:
+            self.write(arg, 2)  # inside op:deliver and the list of arguments
+        parts.append(b"]")
+        return b"".join(parts)
+
+    def reference(self, kind: int, position: int, *, promise: bool) -> None:
+        self.parts.append(descriptor_bytes(kind, position))
+
+    def certificate(self, wire: bytes) -> None:
+        self.parts.append(wire)
 
     def write(self, value: object, depth: int) -> None:
         """Appends the encoding of `value`, which stands inside `depth` containers."""

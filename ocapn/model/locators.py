@@ -32,7 +32,7 @@ class PeerLocator:
     """Where a peer is: transport, designator, and hints on how to reach it.
 
     Two locators are equal when transport and designator are; hints never count (Locators specification).
-    `wire` is the Syrup encoding that arrived, kept because signatures are over received bytes; None if the
+    `wire` is the encoding that arrived, kept because signatures are over received bytes; None if the
     locator was made here.
     """
 

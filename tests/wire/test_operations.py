@@ -607,7 +607,7 @@ def test_what_is_written_is_read_back() -> None:
         (write_gc_exports([1, 2], [1, 4], old), "gc-export-list"),
         (write_gc_answers([3], Form()), "gc-answers"),
         (write_gc_answers([3], old), "gc-answer-list"),
-        (write_listen(ANSWER, 3, 8), "listen-wants-partial"),
+        (write_listen(to, 8), "listen-wants-partial"),
         (write_select(encoder, GET, to, "name", 9), "get"),
         (write_select(encoder, INDEX, descriptor_bytes(EXPORT, 3), 0, 10), "index"),
         (write_select(encoder, UNTAG, to, "decimal", 11), "untag"),
