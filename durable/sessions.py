@@ -43,6 +43,8 @@ from ocapn.captp.node import Node, Tombstone
 from ocapn.captp.port import SetAside
 from ocapn.captp.session import Session
 from ocapn.captp.tables import Import
+from ocapn.codec.cbor import CODECS
+from ocapn.codec.messages import SYRUP, Codec
 from ocapn.codec.operations import Form
 from ocapn.crypto import SessionKey, public_id
 from ocapn.crypto import session_id as session_id_of
@@ -89,6 +91,20 @@ def _decoded(row: bytes) -> Any:
         return decode(row, table="node")
     except BaggageCorrupt:
         return None
+
+
+def _codec_row(codec: Codec) -> list[str]:
+    """What a row says of the codec of its session: nothing of Syrup, as rows did before there was another."""
+    return [] if codec is SYRUP else [codec.name]
+
+
+def _codec_of(row: list[str]) -> Codec:
+    if not row:
+        return SYRUP
+    codec = CODECS.get(row[0])
+    if codec is None:
+        raise BaggageCorrupt("a session has a codec that this program does not know", table="session")
+    return codec
 
 
 @final
@@ -316,7 +332,7 @@ class SessionKeeper:
             session.peer_key,
             pack_locator(session.location),
             [session.dialled, session.authenticated, frames.agreement is Agreement.AGREED],
-            [form.old_deliver, form.old_gc, form.text_order],
+            [form.old_deliver, form.old_gc, form.text_order, *_codec_row(session.codec)],
             [terms.life, terms.frames, terms.size],
         ]
         if record != stored.record:
@@ -531,8 +547,9 @@ class SessionKeeper:
             location=unpack_locator(location),
             dialled=dialled,
             authenticated=authenticated,
-            form=Form(*form),
+            form=Form(*form[:3]),
             now=node.now(),
+            codec=_codec_of(form[3:]),
         )
         session.begun, session.renewed = begun, renewed
         epoch, proven, sent, acked, taken = counts

@@ -104,5 +104,6 @@ class Acceptor:
             form=self._form,
             binding=channel.binding,
             vouches=channel.vouches,
+            codec=channel.codec,
         )
         await connection.shake_hands(handshake, deadline)

@@ -14,7 +14,7 @@ import trio
 from ocapn.captp.handshake import Handshake, Refused
 from ocapn.captp.resume import Initiator, Refusal, Responder, TooLate, Wire
 from ocapn.captp.session import Session as CoreSession
-from ocapn.codec.operations import write_abort
+from ocapn.codec.messages import SYRUP
 from ocapn.codec.resumption import is_ack, is_resume
 from ocapn.errors import Aborted, Disconnected, RemoteProtocolError, SessionEnded, shown
 from ocapn.limits import Limits
@@ -184,6 +184,7 @@ class Connection:
         if not messages:
             raise Disconnected("the connection ended before op:start-session")
         if handshake.dialled is None and is_resume(messages[0]):
+            handshake.codec = SYRUP  # until the session has its connection
             return await self._respond(messages[0], handshake)
         start = handshake.read(messages[0])
         if handshake.dialled is None and not handshake.only_claims(start.location):
@@ -273,7 +274,7 @@ class Connection:
             await self._close([])
             raise Disconnected(str(error)) from None
         except RemoteProtocolError as error:
-            await self._close([write_abort(str(error))])
+            await self._close([SYRUP.abort(str(error))])
             raise
         except BaseException:
             await self._close([])

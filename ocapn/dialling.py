@@ -285,9 +285,12 @@ class Dialler:
         try:
             with scope:
                 channel = await netlayer.dial(locator, self._peer.limits)
-                handshake.authenticated = channel.authenticated
-                handshake.binding = channel.binding
-                handshake.vouches = channel.vouches
+                handshake.reached(
+                    authenticated=channel.authenticated,
+                    binding=channel.binding,
+                    vouches=channel.vouches,
+                    codec=channel.codec,
+                )
                 connection = Connection(self._peer, netlayer, channel)
                 try:  # the end of the session before this one must not arrive after the start
                     await self._peer.settled()

@@ -146,6 +146,18 @@ class Handshake:
         operation = StartSession(VERSION, self.key.public_key, location, signature)
         self.outbound.append(codec.start_session(encoder, operation))
 
+    def reached(
+        self, *, authenticated: str | None, binding: bytes | None, vouches: bool, codec: Codec
+    ) -> None:
+        """The connection that was dialled is there."""
+        self.authenticated = authenticated
+        self.binding = binding
+        self.vouches = vouches
+        if codec is not self.codec and self.outbound:
+            self.codec = codec
+            self.outbound.clear()
+            self._send_start()
+
     def _step(self, event: Event) -> None:
         self.state = TRANSITIONS[self.state, event]
 

@@ -38,6 +38,7 @@ from ocapn.codec.resumption import (
     ResumeSession,
     Transcript,
     is_ack,
+    is_start_or_abort,
     read_resumption,
     write_resume_accept,
     write_resume_confirm,
@@ -253,7 +254,7 @@ class Initiator:
 
 def _answer(message: bytes, session: Session) -> object:
     """A record of the resume; None for what a peer says that knows nothing of it. Raises DecodeError."""
-    if message.startswith((b"<16'op:start-session", b"<8'op:abort")):
+    if is_start_or_abort(message):
         return None
     return read_resumption(message, session.node.limits)
 

@@ -96,7 +96,7 @@ class Writer:
                 and vow.session is session
                 and not vow.released
             ):
-                encoder.reference(vow.kind, vow.position, promise=True)
+                encoder.reference(vow.kind, vow.position)
                 return
             if vow.state != FULFILLED or not isinstance(vow.value, (LocalTarget, RefHandle)):
                 self._export(vow.handle(), id(vow), PROMISE)
@@ -106,7 +106,7 @@ class Writer:
             slot = value._import
             exporter = slot.session
             if exporter is session:
-                encoder.reference(EXPORT, slot.position, promise=False)
+                encoder.reference(EXPORT, slot.position)
             elif exporter.ended is not None:
                 vow = broken(session.node, exporter.ended)
                 self._export(vow.handle(), id(vow), PROMISE)
@@ -131,7 +131,7 @@ class Writer:
             self._export(value, ~id(value.vow), OBJECT)  # the promise has id(vow)
         elif isinstance(value, LocalTarget):
             if value is self._own:
-                encoder.reference(OBJECT, 0, promise=False)
+                encoder.reference(OBJECT, 0)
             else:
                 self._export(value, id(value), OBJECT)
         elif isinstance(value, Certificate):
@@ -143,4 +143,4 @@ class Writer:
         slot = self._session.tables.export(value, key)
         slot.count += 1
         self._exported.append(slot)
-        self.encoder.reference(kind, slot.position, promise=kind == PROMISE)
+        self.encoder.reference(kind, slot.position)

@@ -42,8 +42,8 @@ class Writing(ABC):
         """The arguments of a message, as they stand in it. Raises NotPassable."""
 
     @abstractmethod
-    def reference(self, kind: int, position: int, *, promise: bool) -> None:
-        """Writes a descriptor where a value is wanted; `promise`: of a promise, and not of an object."""
+    def reference(self, kind: int, position: int) -> None:
+        """Writes a descriptor where a value is wanted."""
 
     @abstractmethod
     def certificate(self, wire: bytes) -> None:

@@ -42,7 +42,7 @@ def notation(data: bytes | object, *, secrets: bool = False) -> str:
 
 def _write_wire(encoder: Writing, value: object) -> None:
     if isinstance(value, Descriptor):
-        encoder.reference(value.kind, value.position, promise=False)
+        encoder.reference(value.kind, value.position)
     elif isinstance(value, Envelope):
         encoder.certificate(value.wire)
     else:

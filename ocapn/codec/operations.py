@@ -528,11 +528,11 @@ def write_location(wire: bytes) -> bytes:
 
 
 #: Characters of a reason: it may quote what the other side sent, and must fit into any frame.
-_MOST_REASON: Final = 500
+MOST_REASON: Final = 500
 
 
 def write_abort(reason: str) -> bytes:
-    text = reason[:_MOST_REASON].encode("utf-8", "replace")
+    text = reason[:MOST_REASON].encode("utf-8", "replace")
     return b"<8'op:abort%d\"%b>" % (len(text), text)
 
 

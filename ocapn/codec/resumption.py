@@ -20,7 +20,10 @@ from ocapn.model.values import Symbol
 
 _ACK_HEAD: Final = b"<6'op:ack"
 _ACK: Final = re.compile(rb"<6'op:ack(0|[1-9][0-9]{0,18})\+>")
-_CONTROL_HEADS: Final = (_ACK_HEAD, b"<8'op:abort")
+#: Of op:abort and op:start-session in each codec.
+_ABORT_HEADS: Final = (b"<8'op:abort", b"\xd8\x1b\x82\x65abort")
+_START_HEADS: Final = (b"<16'op:start-session", b"\xd8\x1b\x85\x6dstart-session")
+_CONTROL_HEADS: Final = (_ACK_HEAD, *_ABORT_HEADS)
 _RESUME_HEAD: Final = b"<17'op:resume-session"
 
 #: Why a resume is refused (spec/resume.md, Refusals). Only `unknown` comes without a signature.
@@ -57,6 +60,11 @@ def is_control(message: bytes) -> bool:
 def is_resume(message: bytes) -> bool:
     """Whether the first message of a connection wants to resume a session."""
     return message.startswith(_RESUME_HEAD)
+
+
+def is_start_or_abort(message: bytes) -> bool:
+    """Whether a message is what a peer says that knows nothing of resuming."""
+    return message.startswith((*_START_HEADS, *_ABORT_HEADS))
 
 
 def read_ack(message: bytes) -> int:

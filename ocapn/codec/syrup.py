@@ -81,7 +81,7 @@ _MAX_SYMBOLS: Final = 2048
 _MAX_SYMBOL_BYTES: Final = 64
 
 
-def _digits(limits: Limits) -> int:
+def digits(limits: Limits) -> int:
     """How many decimal digits an integer may have: what the limits say, but 4 always, so that small integers
     need no look at them, and no more than Python converts."""
     return max(4, min(limits.integer_digits, sys.get_int_max_str_digits() or limits.integer_digits))
@@ -112,7 +112,7 @@ class Decoder(Reading):
         self, limits: Limits, records: Records = ANY_RECORD, text_order_allowed: bool = True
     ) -> None:
         self._depth_limit = limits.nesting
-        self._digit_limit = _digits(limits)
+        self._digit_limit = digits(limits)
         self._quick_digits = min(8, self._digit_limit)
         self._records = records
         self._text_order_allowed = text_order_allowed
@@ -234,7 +234,7 @@ class Decoder(Reading):
                         d = buffer[pos]
                         if d == 43 or d == 45:
                             if pos - start > self._digit_limit:
-                                raise DecodeError(self._too_many_digits(), start)
+                                raise DecodeError(self._too_manydigits(), start)
                         elif pos - start > _LENGTH_DIGITS:
                             raise DecodeError("a length beyond every limit", start)
                         n = int(buffer[start:pos])
@@ -330,7 +330,7 @@ class Decoder(Reading):
         self._kind = kind
         return False
 
-    def _too_many_digits(self) -> str:
+    def _too_manydigits(self) -> str:
         return f"an integer of more than {self._digit_limit} digits"
 
     def _long_number(self, start: int, pos: int, end: int) -> int:
@@ -340,7 +340,7 @@ class Decoder(Reading):
         while pos < end and 48 <= buffer[pos] <= 57:
             pos += 1
             if pos > limit:
-                raise DecodeError(self._too_many_digits(), start)
+                raise DecodeError(self._too_manydigits(), start)
         return pos
 
     def _symbol(self, raw: bytes, start: int) -> Symbol:
@@ -440,7 +440,7 @@ class Encoder(Writing):
         self.write_other = write_other
         self.text_order = text_order
         self._depth_limit = limits.nesting
-        self._digit_limit = _digits(limits)
+        self._digit_limit = digits(limits)
         self._digit_bound: int = 10**self._digit_limit
         self.depth = 0
 
@@ -458,7 +458,7 @@ class Encoder(Writing):
         parts.append(b"]")
         return b"".join(parts)
 
-    def reference(self, kind: int, position: int, *, promise: bool) -> None:
+    def reference(self, kind: int, position: int) -> None:
         self.parts.append(descriptor_bytes(kind, position))
 
     def certificate(self, wire: bytes) -> None:
@@ -497,8 +497,8 @@ class Encoder(Writing):
                 for item in value:  # type: ignore[attr-defined]
                     self.write(item, depth)
             except NotPassable as error:
-                index = _index(value, item)
-                raise _within(error, f"[{index}]") from None
+                index = index_of(value, item)
+                raise within(error, f"[{index}]") from None
             parts.append(b"]")
         elif kind is bool:
             parts.append(b"t" if value else b"f")
@@ -559,7 +559,7 @@ class Encoder(Writing):
                 self.write(member, depth + 1)
             except NotPassable as error:
                 key = encoded[encoded.index(b'"') + 1 :].decode()
-                raise _within(error, f"[{key!r}]") from None
+                raise within(error, f"[{key!r}]") from None
         parts.append(b"}")
 
     def record(self, label: bytes, *fields: object, depth: int = 0) -> None:
@@ -586,7 +586,7 @@ class Encoder(Writing):
             try:
                 self.record(b"11'desc:tagged", tag, value.value, depth=depth)
             except NotPassable as error:
-                raise _within(error, ".value") from None
+                raise within(error, ".value") from None
         elif isinstance(value, RemoteError):
             if not isinstance(value.message, str):
                 raise NotPassable(f"an error's message is a str, not {type(value.message).__name__}")
@@ -611,12 +611,12 @@ def _first(item: tuple[bytes, bytes, object]) -> bytes:
     return item[0]
 
 
-def _index(members: object, member: object) -> int:
+def index_of(members: object, member: object) -> int:
     assert isinstance(members, (list, tuple))
     return next(i for i, other in enumerate(members) if other is member)
 
 
-def _within(error: NotPassable, step: str) -> NotPassable:
+def within(error: NotPassable, step: str) -> NotPassable:
     return NotPassable(error.why, step + error.path)
 
 

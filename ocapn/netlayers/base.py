@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 import trio
 
 from ocapn.codec.framing import BARE, BARE_WRITE, Framer
+from ocapn.codec.messages import SYRUP, Codec
 from ocapn.errors import ConnectFailed, RemoteProtocolError
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
@@ -40,6 +41,8 @@ class Channel(ABC):
     #: What ties a signature to this connection, so that a session may be resumed over it; empty where the transport
     #: has nothing but is safe enough. None: no session is durable over this connection (spec/resume.md, Channels).
     binding: bytes | None = None
+    #: In which the two sides write their messages; final as the others are.
+    codec: Codec = SYRUP
     #: Where the connection comes from, for the limit of connections a source; "" if all count as one.
     source: str = ""
 

@@ -14,7 +14,8 @@ from typing import Final, final
 
 import trio
 
-from ocapn.codec.framing import SYRUP
+from ocapn.codec.cbor import CODECS
+from ocapn.codec.framing import SYRUP as SYRUP_FRAMES
 from ocapn.crypto import Identity, designator_of, public_key_of
 from ocapn.errors import BadLocator, ConnectFailed, RemoteProtocolError
 from ocapn.limits import Limits
@@ -48,13 +49,17 @@ def write_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+_BY_NUMBER: Final = {codec.number: codec for codec in CODECS.values()}
+
+
 class NoiseNetlayer(Netlayer):
     """A peer that others dial at `host` and `port`; port 0 lets the system choose; `listen=False` only dials.
 
     `identity` is who it is: drawn at random unless given, and with a baggage the same after a restart.
     `advertise` are the addresses (`host:port`, up to 8) that its locator names, where they are not the one that is
-    bound. Raises ValueError for more of them, and where `host` is every address of the machine and none is given;
-    BadLocator for what is no address.
+    bound. `codecs` are those that it speaks, the one it likes best first; of those that both sides speak, the one that
+    listens chooses. Raises ValueError for more addresses, for no codec or one that is none, and where `host` is every
+    address of the machine and `advertise` is empty; BadLocator for what is no address.
     """
 
     transport = TRANSPORT
@@ -67,8 +72,12 @@ class NoiseNetlayer(Netlayer):
         *,
         identity: Identity | None = None,
         advertise: Sequence[str] = (),
+        codecs: Sequence[str] = ("syrup", "cbor"),
         listen: bool = True,
     ) -> None:
+        unknown = [name for name in codecs if name not in CODECS]
+        if unknown or not codecs:
+            raise ValueError(f"codecs are some of {', '.join(CODECS)}, not {', '.join(unknown) or 'none'}")
         if len(advertise) > MOST_ADDRESSES:
             raise ValueError(f"a locator names up to {MOST_ADDRESSES} addresses")
         for address in advertise:
@@ -81,6 +90,7 @@ class NoiseNetlayer(Netlayer):
         self._listen = listen
         self._drawn = identity is None
         self._identity = identity or new_identity()
+        self._codecs = tuple(CODECS[name].number for name in codecs)
         self._static = KeyPair(secrets.token_bytes(KEY))
         self.location = self._located({})
 
@@ -122,7 +132,7 @@ class NoiseNetlayer(Netlayer):
             )
         except OSError as error:
             raise unreachable(locator, error) from error
-        if channel.codec == NO_CODEC:
+        if not channel.agreed:
             await channel.aclose()
             raise ConnectFailed(f"cannot talk to {locator.uri}: {_NO_COMMON_CODEC}", lasting=True)
         return channel
@@ -149,7 +159,9 @@ class NoiseNetlayer(Netlayer):
     def handshake(self, responder: bytes | None = None) -> NoiseHandshake:
         """This peer's side of a new handshake."""
         ephemeral = KeyPair(secrets.token_bytes(KEY))
-        return NoiseHandshake(self._identity, self._static, ephemeral, responder=responder)
+        return NoiseHandshake(
+            self._identity, self._static, ephemeral, responder=responder, codecs=self._codecs
+        )
 
 
 def _addresses(locator: PeerLocator) -> list[str]:
@@ -170,12 +182,12 @@ class NoiseChannel(StreamChannel):
     def __init__(
         self, stream: trio.SocketStream, limits: Limits, netlayer: NoiseNetlayer, source: str = ""
     ) -> None:
-        super().__init__(stream, limits, SYRUP, source)
+        super().__init__(stream, limits, SYRUP_FRAMES, source)
         self._netlayer = netlayer
         self._packets: Packets | None = None
         self._early = b""  # what has come with a packet of the handshake
-        #: The number of the codec that was agreed on.
-        self.codec = NO_CODEC
+        #: Whether the two sides have a codec in common.
+        self.agreed = False
 
     async def introduce(self, wanted: bytes) -> None:
         """Finds the peer that has this key at the other end. Raises ChannelBroken."""
@@ -204,7 +216,8 @@ class NoiseChannel(StreamChannel):
         self._introduced(handshake)
 
     def _introduced(self, handshake: NoiseHandshake) -> None:
-        self.codec = handshake.codec
+        self.agreed = True
+        self.codec = _BY_NUMBER[handshake.codec]
         self.authenticated = designator_of(handshake.peer)
         self.binding = handshake.binding
         self._packets = handshake.packets()

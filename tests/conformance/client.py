@@ -12,12 +12,14 @@ from __future__ import annotations
 import os
 import struct
 from collections import Counter
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 import trio
 from nacl.signing import SigningKey
 
+from . import cbor
 from .encoding import (
     BOOTSTRAP,
     Incomplete,
@@ -56,6 +58,8 @@ _FIELDS = {
     "op:gc-answer": 1,
     "op:abort": 1,
 }
+#: What a connection speaks: "syrup" or "cbor".
+CODEC: ContextVar[str] = ContextVar("codec", default="syrup")
 _GC = ("op:gc-exports", "op:gc-export", "op:gc-answers", "op:gc-answer")
 
 
@@ -91,6 +95,7 @@ class Client:
         self.place = place
         self.framing = framing
         self.text_order = text_order
+        self.cbor = CODEC.get() == "cbor"
         self.key = SigningKey.generate()
         self.peer_key = b""
         self.peer_location: Any = None
@@ -123,7 +128,7 @@ class Client:
     def send_now(self, operation: Rec) -> None:
         """Sends a small operation without letting other tasks run."""
         assert self.framing == "syrup"
-        data = encode(operation, self.text_order)
+        data = self.encode(operation)
         os.write(self._stream.socket.fileno(), b"%d:%b" % (len(data), data))
 
     async def send_unframed(self, data: bytes) -> None:
@@ -188,19 +193,26 @@ class Client:
 
     # Operations
 
+    def encode(self, value: Any) -> bytes:
+        """What is sent for a message, and signed of a location."""
+        return cbor.encode(value) if self.cbor else encode(value, self.text_order)
+
     async def send(self, *operations: Rec) -> None:
         """Sends operations in one write, and keeps count of what they hold."""
         for operation in operations:
             self._count_sent(operation)
-        await self.send_bytes(*(encode(operation, self.text_order) for operation in operations))
+        await self.send_bytes(*(self.encode(operation) for operation in operations))
 
     async def receive(self) -> Rec:
         """The next operation, garbage collection included, checked and counted. Fails at the end."""
         data = await self.receive_bytes()
         assert data, "the peer closed the connection"
-        operation, end = read_one(data)
-        assert end == len(data), "there are bytes after the message"
-        assert encode(operation, self.text_order) == data, f"not canonical: {data!r}"
+        if self.cbor:
+            operation = cbor.read(data)
+        else:
+            operation, end = read_one(data)
+            assert end == len(data), "there are bytes after the message"
+        assert self.encode(operation) == data, f"not canonical: {data!r}"
         assert isinstance(operation, Rec)
         assert operation.label in _FIELDS, f"unknown operation {operation.label}"
         assert len(operation.fields) == _FIELDS[operation.label], f"fields of {operation}"
@@ -315,7 +327,7 @@ class Client:
         """Our op:start-session, or one that is wrong somewhere."""
         location = self.place.location if location is None else location
         if signed is None:
-            signed = encode(Rec("my-location", location), self.text_order)
+            signed = self.encode(Rec("my-location", location))
         return Rec(
             "op:start-session",
             version,
@@ -333,7 +345,7 @@ class Client:
         self.peer_key = key[1][3][1]
         assert key == public_key(self.peer_key)
         self.peer_location = location
-        verify(self.peer_key, encode(Rec("my-location", location), self.text_order), sig_val)
+        verify(self.peer_key, self.encode(Rec("my-location", location)), sig_val)
 
     async def shake_hands(self) -> None:
         await self.send(self.start())

@@ -59,7 +59,7 @@ async def test_messages_may_come_byte_by_byte_or_many_at_once(framing: str) -> N
     async with world() as found:
         place = await found.place("client")
         client = await place.connect(found.uri, framing)
-        start = encode(client.start())
+        start = client.encode(client.start())
         if framing != "none":
             start = b"%d:%b%b" % (len(start), start, b"," if framing == "netstring" else b"")
         half = len(start) // 2
@@ -112,6 +112,7 @@ BAD_FRAMES = {
 }
 
 
+@pytest.mark.codec("syrup")
 @pytest.mark.parametrize("name", BAD_FRAMES)
 @trio_test_real
 async def test_a_bad_frame_instead_of_a_first_message(name: str) -> None:
@@ -218,6 +219,7 @@ async def test_any_hints_are_accepted(hints: object) -> None:
         assert not found.peer.sessions[0].authenticated
 
 
+@pytest.mark.codec("syrup")
 @trio_test_real
 async def test_the_listener_says_nothing_before_the_dialler() -> None:
     """The peer's first byte is sent after ours, framed alike, with a key of its own for each session."""

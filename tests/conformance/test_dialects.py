@@ -175,6 +175,7 @@ async def test_a_struct_in_neither_order_aborts_also_from_a_text_ordered_peer() 
         assert "malformed" in await client.aborted()
 
 
+@pytest.mark.codec("syrup")
 @trio_test_real
 async def test_text_order_in_the_hints_of_the_first_message_is_text_order_shown() -> None:
     """The signature is over the bytes that came; what is sent back is in text order from the first message."""
@@ -185,6 +186,7 @@ async def test_text_order_in_the_hints_of_the_first_message_is_text_order_shown(
         assert await client.call(echo, UNORDERED) == [UNORDERED]
 
 
+@pytest.mark.codec("syrup")
 @trio_test_real
 async def test_hints_in_text_order_are_sent_on_in_the_order_of_each_peer() -> None:
     async with world(framing="none") as found:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 import ocapn
 from ocapn import E
 from tests.support import trio_test_real
@@ -133,6 +135,7 @@ async def test_a_reference_whose_exporter_is_gone_comes_broken() -> None:
         assert error == Rec("desc:error", "the test is done")
 
 
+@pytest.mark.codec("syrup")
 @trio_test_real
 async def test_the_give_is_in_the_order_that_its_receiver_reads() -> None:
     """The exporter's hints are written anew, and signed as they are written."""

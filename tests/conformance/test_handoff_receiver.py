@@ -238,6 +238,7 @@ async def test_a_malformed_give_aborts(name: str) -> None:
         assert await gifter.aborted()
 
 
+@pytest.mark.codec("syrup")
 @trio_test_real
 async def test_a_give_in_text_order_is_enclosed_byte_for_byte() -> None:
     """The gifter writes in text order, the exporter reads Syrup order: the give stays as it was signed."""

@@ -11,6 +11,7 @@ import pytest
 import ocapn
 from tests.support import trio_test_real
 
+from . import cbor
 from .encoding import (
     BOOTSTRAP,
     NULL,
@@ -28,6 +29,7 @@ from .encoding import (
     own,
     promise,
     public_key,
+    signature,
 )
 from .peer import CAR_FACTORY_BUILDER, ECHO, GREETER
 from .support import FETCH_NONE, pair_of, world
@@ -257,6 +259,7 @@ MALFORMED = {
 }
 
 
+@pytest.mark.codec("syrup")
 @pytest.mark.parametrize("name", MALFORMED)
 @trio_test_real
 async def test_a_malformed_argument_aborts(name: str) -> None:
@@ -266,6 +269,150 @@ async def test_a_malformed_argument_aborts(name: str) -> None:
         await client.send(Rec("op:deliver", echo, [Raw(MALFORMED[name])], False, False))
         assert "malformed" in await client.aborted()
         assert not found.peer.sessions
+
+
+ANOTHER_ENCODING = "that is not the one encoding of its value"
+ENVELOPE = "d81b836c7369672d656e76656c6f7065"
+SOME_SIGNATURE = cbor.encode(signature(make_key(), b"")).hex()
+#: In CBOR: the bytes of an argument, in hexadecimal digits, and the rule that they break.
+MALFORMED_CBOR = {
+    "native integer": ("01", ANOTHER_ENCODING),
+    "negative native integer": ("20", ANOTHER_ENCODING),
+    "integer with a leading zero byte": ("c2420001", ANOTHER_ENCODING),
+    "zero that is a byte": ("c24100", ANOTHER_ENCODING),
+    "negative integer with a leading zero byte": ("c3420001", ANOTHER_ENCODING),
+    "integer that is no byte string": ("c26101", "an integer is a byte string in the tag 2 or 3"),
+    "integer that is an array": ("c28101", "an integer is a byte string in the tag 2 or 3"),
+    "long form of a length": ("780161", ANOTHER_ENCODING),
+    "longer form of a length": ("59000161", ANOTHER_ENCODING),
+    "long form of the length of an array": ("9801f4", ANOTHER_ENCODING),
+    "long form of the length of a struct": ("b8016161f4", ANOTHER_ENCODING),
+    "long form of a tag": ("da000001186161", ANOTHER_ENCODING),
+    "unsorted keys": ("a26162f46161f4", ANOTHER_ENCODING),
+    "keys in the order of their lengths": ("a26162f4626161f4", ANOTHER_ENCODING),
+    "doubled key": ("a26161f46161f4", "Duplicate map key"),
+    "key that is a byte string": ("a14161f4", "a struct's key is a string"),
+    "key that is no string": ("a1f4f4", "map key must be a text string"),
+    "key that is a symbol": ("a1d901186161f4", "map key must be a text string"),
+    "indefinite byte string": ("5f4161ff", "indefinite length"),
+    "indefinite string": ("7f6161ff", "indefinite length"),
+    "indefinite array": ("9ff4ff", "indefinite length"),
+    "indefinite struct": ("bf6161f4ff", "indefinite length"),
+    "a break alone": ("ff", "no CBOR"),
+    "half float": ("f93c00", ANOTHER_ENCODING),
+    "single float": ("fa3f800000", ANOTHER_ENCODING),
+    "half NaN": ("f97e00", ANOTHER_ENCODING),
+    "signalling NaN": ("fb7ff0000000000001", ANOTHER_ENCODING),
+    "negative NaN": ("fbfff8000000000000", ANOTHER_ENCODING),
+    "simple value": ("e0", "a simple value that the model does not have"),
+    "simple value of two bytes": ("f8ff", "a simple value that the model does not have"),
+    "false in two bytes": ("f814", "no CBOR"),
+    "reserved form of a length": ("7c61", "no CBOR"),
+    "string that is not UTF-8": ("62c328", "utf-8"),
+    "surrogate": ("63eda080", "utf-8"),
+    "overlong UTF-8": ("62c080", "utf-8"),
+    "symbol that is bytes": ("d901184161", "a symbol is a string in the tag 280"),
+    "record that is no array": ("d81b6161", "a record is an array in the tag 27"),
+    "record without a label": ("d81b80", "a record begins with a string, its label"),
+    "record labelled with a symbol": ("d81b81d9011863746167", "a record begins with a string, its label"),
+    "unknown record": ("d81b816477686174", "no value is called 'what' here"),
+    "operation inside": ("d81b826561626f72746178", "no value is called 'abort' here"),
+    "descriptor inside": ("d81b82666578706f7274c240", "no value is called 'export' here"),
+    "error without message": ("d81b81656572726f72", "more markers in the arguments than errors"),
+    "tag that is a symbol": ("d81b8363746167d901186161f4", "a tag is a string"),
+    "tag that is a number": ("d81b8363746167c24101f4", "a tag is a symbol or a string"),
+    "locator with hints that are a list": (
+        "d81b846470656572d90118656f6e696f6e616180",
+        "hints are a struct of strings, or f",
+    ),
+    "encoded CBOR inside": ("d81841f4", "encoded CBOR is no value"),
+    "marker without a reference": ("d81b8166746172676574", "more markers in the arguments than targets"),
+    "marker of a promise without one": (
+        "d81b816770726f6d697365",
+        "more markers in the arguments than promises",
+    ),
+    "marker with a field": ("d81b8266746172676574c240", "a marker has no fields"),
+    "envelope of what is no certificate": (
+        ENVELOPE + "4174" + SOME_SIGNATURE,
+        "what is signed is a desc:handoff-give or a desc:handoff-receive",
+    ),
+    "envelope of other bytes": (
+        ENVELOPE + "4178" + SOME_SIGNATURE,
+        "what is signed, at byte 0: no value begins with byte 0x78",
+    ),
+    "envelope without a signature": ("d81b826c7369672d656e76656c6f706540", "takes what is signed"),
+    "date": ("c06161", "no value of the model has the tag 0"),
+    "bignum of another base": ("c5820000", "no value of the model has the tag 5"),
+    "pattern": ("d8236128", "no value of the model has the tag 35"),
+    "shared value": ("d81c80", "no value of the model has the tag 28"),
+    "reference to a string": ("d81900", "no value of the model has the tag 25"),
+    "self-described": ("d9d9f7f4", "no value of the model has the tag 55799"),
+    "trailing byte": ("f4f4", ANOTHER_ENCODING),
+    "truncated": ("6261", "the message ends inside a value"),
+    "truncated in a length": ("79", "the message ends inside a value"),
+    "array of more than there is": ("9b7fffffffffffffff", "the message ends inside a value"),
+    "bytes of more than there are": ("5b7fffffffffffffff", "the message ends inside a value"),
+    "nesting of 65": ("81" * 64 + "f4", "nested more than 64 deep"),
+    "integer of 257 digits": (
+        "c2586b" + (10**256).to_bytes(107, "big").hex(),
+        "an integer of more than 256 digits",
+    ),
+}
+
+
+@pytest.mark.codec("cbor")
+@pytest.mark.parametrize("name", MALFORMED_CBOR)
+@trio_test_real
+async def test_a_malformed_argument_in_cbor_aborts(name: str) -> None:
+    digits, rule = MALFORMED_CBOR[name]
+    async with world() as found:
+        client = await found.session()
+        echo = await client.fetch(ECHO)
+        await client.send(Rec("op:deliver", echo, [Raw(bytes.fromhex(digits))], False, False))
+        reason = await client.aborted()
+        assert "malformed" in reason
+        assert rule in reason
+        assert not found.peer.sessions
+
+
+@pytest.mark.codec("cbor")
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        (["", [], [], []], "arguments are encoded CBOR"),
+        ([Raw(bytes.fromhex("d81841f4")), [], [], []], "an array in it"),
+        ([Raw(bytes.fromhex("d8184180")), False, [], []], "targets, promises and errors are lists"),
+        (
+            [Raw(bytes.fromhex("d8184180")), [1], [], []],
+            "more stands beside the arguments than there are markers",
+        ),
+        (
+            [Raw(bytes.fromhex("d8184180")), [], [1], []],
+            "more stands beside the arguments than there are markers",
+        ),
+        (
+            [Raw(bytes.fromhex("d8184180")), [], [], [b""]],
+            "more stands beside the arguments than there are markers",
+        ),
+        ([Raw(bytes.fromhex("d8184b81d81b8166746172676574")), [b""], [], []], "the position of a reference"),
+        (
+            [Raw(bytes.fromhex("d8184b81d81b8166746172676574")), [2**63], [], []],
+            "the position of a reference",
+        ),
+        (
+            [Raw(bytes.fromhex("d8184b81d81b8166746172676574")), [-(2**63) - 1], [], []],
+            "the position of a reference",
+        ),
+        ([Raw(bytes.fromhex("d81842f480")), [], [], []], ANOTHER_ENCODING),
+        ([Raw(bytes.fromhex("d818f4")), [], [], []], "encoded CBOR is a byte string in the tag 24"),
+    ],
+)
+@trio_test_real
+async def test_what_stands_beside_arguments_fits_them(fields: list[Any], reason: str) -> None:
+    async with world() as found:
+        client = await found.session()
+        await client.send_bytes(cbor.encode(Rec("deliver", BOOTSTRAP, *fields, False, False)))
+        assert reason in await client.aborted()
 
 
 # What aborts the session
@@ -360,10 +507,24 @@ VIOLATIONS: dict[str, tuple[list[Rec], str]] = {
 }
 
 
+#: Where another is given in CBOR, which has other fields and labels.
+CBOR_REASONS: dict[str, str] = {
+    "a descriptor for an operation": "op:export",
+    "deliver misses a field": "7 fields",
+    "deliver exceeds its fields": "7 fields",
+    "deliver-only misses a field": "5 fields",
+    "deliver-only exceeds its fields": "5 fields",
+    "arguments that are no list": "array",
+    "a claim without its envelope": "no value is called 'handoff-receive' here",
+}
+
+
 @pytest.mark.parametrize("name", VIOLATIONS)
 @trio_test_real
-async def test_a_violation_aborts_with_its_reason(name: str) -> None:
+async def test_a_violation_aborts_with_its_reason(name: str, codec: str) -> None:
     operations, reason = VIOLATIONS[name]
+    if codec == "cbor":
+        reason = CBOR_REASONS.get(name, reason)
     async with world() as found:
         client = await found.session()
         await client.fetch(ECHO)  # export 1

@@ -19,6 +19,7 @@ from .support import alive
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.codec("syrup")
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 @trio_test_real
 async def test_it_prints_its_locator_and_serves_until_it_is_told_to_stop(sent: signal.Signals) -> None:
