@@ -1,4 +1,4 @@
-"""Syrup for the eyes: the OCapN abstract notation (Notation specification)."""
+"""Messages for the eyes: the OCapN abstract notation (Notation specification)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Final
 
 from ocapn.codec.base import Writing
+from ocapn.codec.cbor import read_any as read_cbor
 from ocapn.codec.operations import Descriptor, Envelope
 from ocapn.codec.syrup import ANY_RECORD, Decoder, Encoder, Record
 from ocapn.errors import NotPassable
@@ -21,8 +22,10 @@ _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9:-]*\Z")
 _TAKEN: Final = frozenset({"t", "f", "inf", "nan"})
 _COVERED: Final = re.compile(r"[ -!#-\[\]-~]*\Z")
 #: By label or method name, which field or argument is a secret: whoever knows it may have the object.
-_SECRET_FIELDS: Final = {"ocapn-sturdyref": 1, "desc:handoff-give": 4}
+_SECRET_FIELDS: Final = {"ocapn-sturdyref": 1, "sturdyref": 1, "desc:handoff-give": 4}
 _SECRET_ARGUMENTS: Final = frozenset({"fetch", "deposit-gift"})
+#: What tags begin with, and in Syrup nothing does: a message in CBOR is a record, and that has one.
+_CBOR: Final = b"\xd8"
 #: Secrets this short protect nothing and are printed: they make examples readable.
 _SHORT: Final = 4
 
@@ -30,13 +33,15 @@ _SHORT: Final = 4
 def notation(data: bytes | object, *, secrets: bool = False) -> str:
     """`data` in the abstract notation: `<op:deliver <desc:export 5> ['greet "Ann"] 3 f>`.
 
-    Bytes are read as the Syrup encoding of one value; anything else is a value: plain data, a record, a
-    descriptor or a certificate. Without `secrets`, swiss numbers and gift ids of more than 4 bytes are left out
-    and only their length is told. Where the notation has no way to write a string or a symbol, it is in JSON
+    Bytes are read as the Syrup encoding of one value, or as a message in CBOR; anything else is a value: plain data,
+    a record, a descriptor or a certificate. Without `secrets`, swiss numbers and gift ids of more than 4 bytes are
+    left out and only their length is told. Where the notation has no way to write a string or a symbol, it is in JSON
     escapes. Raises DecodeError and NotPassable.
     """
     if not isinstance(data, bytes):
         data = Encoder(_LIMITS, _write_wire).encode(data)
+    if data.startswith(_CBOR):
+        return _Printer(secrets).value(read_cbor(data, _LIMITS))
     return _Printer(secrets).value(Decoder(_LIMITS, ANY_RECORD).decode(data))
 
 

@@ -22,12 +22,13 @@ class Script:
     delays: bool = False
     cuts: bool = False
     durable: bool = False
+    cbor: bool = False
 
     def __str__(self) -> str:
         lines = "".join(f"        {step},\n".replace("'", '"') for step in self.steps)
         return (
             f"Script(\n    (\n{lines}    ),\n    peers={self.peers}, links={self.links}, seed={self.seed}, "
-            f"delays={self.delays}, cuts={self.cuts}, durable={self.durable},\n)"
+            f"delays={self.delays}, cuts={self.cuts}, durable={self.durable}, cbor={self.cbor},\n)"
         )
 
 
@@ -43,7 +44,7 @@ def random_script(
     def number() -> int:
         return random.randint(0, top)
 
-    return Script(
+    script = Script(
         tuple((random.choice(kinds), number(), number(), number(), number()) for _ in range(length)),
         peers=random.choice((2, 3, 3)),
         links=random.randint(1, 7),
@@ -52,6 +53,7 @@ def random_script(
         cuts=not durable and (random.random() < 0.3 if cuts is None else cuts),
         durable=durable,
     )
+    return attrs.evolve(script, cbor=bool(script.seed & 1))
 
 
 def shrink(script: Script, fails: Callable[[Script], bool], most: int = 3000) -> Script:
@@ -76,7 +78,14 @@ def shrink(script: Script, fails: Callable[[Script], bool], most: int = 3000) ->
                 else:
                     at += size
             size //= 2
-        for simpler in ({"cuts": False}, {"delays": False}, {"peers": 2}, {"seed": 0}, {"links": 7}):
+        for simpler in (
+            {"cuts": False},
+            {"delays": False},
+            {"peers": 2},
+            {"seed": 0},
+            {"links": 7},
+            {"cbor": False},
+        ):
             candidate = attrs.evolve(script, **simpler)
             if candidate != script and better(candidate):
                 script, changed = candidate, True

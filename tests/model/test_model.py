@@ -30,6 +30,7 @@ def scripts(draw: st.DrawFn, *, cuts: bool, durable: bool = False) -> Script:
         delays=draw(st.booleans()),
         cuts=cuts,
         durable=durable,
+        cbor=draw(st.booleans()),
     )
 
 

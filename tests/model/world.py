@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from random import Random
 from typing import Any, cast, final
+from unittest.mock import patch
 from weakref import WeakKeyDictionary, ref
 
 import attrs
@@ -46,6 +47,8 @@ from ocapn import (
     open_peer,
     send_only,
 )
+from ocapn.codec.cbor import CODECS
+from ocapn.netlayers.base import Channel
 from ocapn.netlayers.memory import Link
 from ocapn.peer import Policy
 from ocapn.promise import make_promise
@@ -203,6 +206,8 @@ class World:
 
     async def run(self) -> None:
         async with AsyncExitStack() as stack:
+            codec = CODECS["cbor" if self.script.cbor else "syrup"]
+            stack.enter_context(patch.object(Channel, "codec", codec))
             for p in range(self.count):
                 netlayer = MemoryNetlayer(self.network, f"peer{p}")
                 policy: Policy = "offer" if self.script.durable else "never"

@@ -150,14 +150,11 @@ _PIECES = [
 ]
 
 
-def mangled(whole: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
-    """Encodings with some bytes replaced, removed or repeated, and heaps of pieces of Syrup."""
-    edits = st.lists(
-        st.tuples(st.integers(0, 10_000), st.integers(0, 3), st.sampled_from(_PIECES)), max_size=3
-    )
-    return st.one_of(
-        st.builds(_damage, whole, edits), st.lists(st.sampled_from(_PIECES), max_size=12).map(b"".join)
-    )
+def mangled(whole: st.SearchStrategy[bytes], pieces: list[bytes] = _PIECES) -> st.SearchStrategy[bytes]:
+    """Encodings with some bytes replaced, removed or repeated, and heaps of pieces, by default of Syrup."""
+    piece = st.sampled_from(pieces)
+    edits = st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 3), piece), max_size=3)
+    return st.one_of(st.builds(_damage, whole, edits), st.lists(piece, max_size=12).map(b"".join))
 
 
 def _damage(data: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:
