@@ -38,6 +38,7 @@ from ocapn.codec.syrup import (
     ANY_RECORD,
     Constructor,
     Record,
+    Records,
     WriteOther,
     digits,
     index_of,
@@ -170,19 +171,34 @@ def _load(data: bytes, limits: Limits) -> object:
         raise DecodeError(f"no CBOR: {error.__cause__ or error}", 0) from None
 
 
-#: What a decoder makes of records: by label, of the outermost and of those inside it. None: a `Record` of each.
-_Labels = tuple[Mapping[str, Constructor], Mapping[str, Constructor]]
+@final
+class _Labels:
+    """What is made of records, by label: of `messages`, in the `fields` of one, and in its `arguments`."""
+
+    __slots__ = ("arguments", "fields", "messages")
+
+    def __init__(
+        self,
+        messages: Mapping[str, Constructor],
+        fields: Mapping[str, Constructor],
+        arguments: Mapping[str, Constructor],
+    ) -> None:
+        self.messages = messages
+        self.fields = fields
+        self.arguments = arguments
 
 
 @final
 class Decoder(Reading):
-    """Decodes whole messages, or with other labels other values."""
+    """Decodes whole messages, or the arguments of one, which `depth` containers are around."""
 
     __slots__ = (
         "_depth",
         "_digit_bound",
+        "_inner",
         "_labels",
         "_mark",
+        "_outermost",
         "_parts",
         "errors",
         "limits",
@@ -190,10 +206,11 @@ class Decoder(Reading):
         "targets",
     )
 
-    def __init__(self, limits: Limits, labels: _Labels | None, depth: int = 0) -> None:
-        """`depth` containers are around what is read."""
+    def __init__(self, limits: Limits, labels: _Labels, *, arguments: bool = False, depth: int = 0) -> None:
         self.limits = limits
         self._labels = labels
+        self._outermost = labels.arguments if arguments else labels.messages
+        self._inner = labels.arguments if arguments else labels.fields
         self._depth = depth
         self._digit_bound: int = 10 ** digits(limits)
         self._parts: list[bytes] = []
@@ -239,12 +256,10 @@ class Decoder(Reading):
             parts.append(_integer(raw))
         elif isinstance(raw, float):
             parts.append(_float(raw))
-        elif raw is None:
-            parts.append(_NULL)
-            return Null if self._labels is not None else Record(Symbol("null"), [])
-        elif raw is cbor2.undefined:
-            parts.append(_UNDEFINED)
-            return None if self._labels is not None else Record(Symbol("void"), [])
+        elif raw is None or raw is cbor2.undefined:
+            self._check_depth(depth)  # as in Syrup, where these are records
+            parts.append(_NULL if raw is None else _UNDEFINED)
+            return Null if raw is None else None
         elif isinstance(raw, cbor2.CBORTag):
             return self._tag(raw.tag, raw.value, depth)
         elif isinstance(raw, (list, Mapping)):
@@ -284,10 +299,7 @@ class Decoder(Reading):
             if type(value) is not bytes:
                 raise self._error("encoded CBOR is a byte string in the tag 24")
             parts.append(_embedded(value))
-            if self._labels is None:
-                self._check_depth(depth)
-                return Decoder(self.limits, None, depth + 1).decode(value)
-            if self._labels is not _MESSAGE:
+            if self._inner is self._labels.arguments:
                 raise self._error("encoded CBOR is no value")
             return _Embedded(value)
         if not isinstance(value, list):
@@ -299,13 +311,13 @@ class Decoder(Reading):
         label = items[0] if items else None
         if type(label) is not str:
             raise self._error("a record begins with a string, its label")
-        if self._labels is None:
-            return Record(Symbol(label), _readable(label, items[1:]))
-        known = self._labels[depth > self._depth]
+        known = self._inner if depth > self._depth else self._outermost
         make = known.get(label)
         if make is None:
             what = f"operation is called {'op:' + label[:40]!r}"
-            raise self._error(f"no {what if known is _MESSAGES else f'value is called {label[:40]!r} here'}")
+            if known is not self._labels.messages:
+                what = f"value is called {label[:40]!r} here"
+            raise self._error(f"no {what}")
         self._mark = mark
         try:
             return make(items, self)
@@ -321,7 +333,7 @@ class Decoder(Reading):
         lists = (targets, promises, errors)
         if not all(type(one) is list for one in lists):
             raise ValueError("targets, promises and errors are lists")
-        inside = Decoder(self.limits, _ARGUMENTS, self._depth + 1)
+        inside = Decoder(self.limits, self._labels, arguments=True, depth=self._depth + 1)
         inside.targets, inside.promises, inside.errors = [one[::-1] for one in lists]  # type: ignore[index]
         try:
             args = inside.decode(body.data)
@@ -341,13 +353,6 @@ class Decoder(Reading):
         return beside.pop()
 
 
-def _readable(label: str, fields: list[object]) -> list[object]:
-    """The fields of a record for people: a certificate, which is in Syrup, decoded."""
-    if label == _ENVELOPE and fields and type(fields[0]) is bytes:
-        return [SyrupDecoder(Limits(), ANY_RECORD).decode(fields[0]), *fields[1:]]
-    return fields
-
-
 def _short(label: Symbol) -> str:
     """A label here."""
     name = label.name
@@ -356,9 +361,9 @@ def _short(label: Symbol) -> str:
     return name.removeprefix("op:").removeprefix("desc:").removeprefix("ocapn-")
 
 
-def _of(records: Mapping[Symbol, Constructor] | None, *labels: str) -> dict[str, Constructor]:
+def _of(records: Mapping[Symbol, Constructor] | None) -> dict[str, Constructor]:
     assert records is not None
-    return {_short(label): make for label, make in records.items() if not labels or _short(label) in labels}
+    return {_short(label): make for label, make in records.items()}
 
 
 _ENVELOPE: Final = "sig-envelope"
@@ -366,24 +371,22 @@ _OPERATIONS: Final = _of(OPERATIONS.messages)
 _VALUES: Final = _of(OPERATIONS.values)
 
 
-def _deliver(items: list[object], reading: Reading) -> object:
-    assert isinstance(reading, Decoder)
-    if len(items) != 8:
-        raise ValueError(f"takes 7 fields, not {len(items) - 1}")
-    return _OPERATIONS["deliver"]([*items[:2], reading.arguments(*items[2:6]), *items[6:]], reading)
+def _with_arguments(make: Constructor, count: int) -> Constructor:
+    """A constructor of a message with arguments: it has three fields more than in Syrup, `count` in all."""
 
+    def made(items: list[object], reading: Reading) -> object:
+        assert isinstance(reading, Decoder)
+        if len(items) != count + 1:
+            raise ValueError(f"takes {count} fields, not {len(items) - 1}")
+        return make([*items[:2], reading.arguments(*items[2:6]), *items[6:]], reading)
 
-def _deliver_only(items: list[object], reading: Reading) -> object:
-    assert isinstance(reading, Decoder)
-    if len(items) != 6:
-        raise ValueError(f"takes 5 fields, not {len(items) - 1}")
-    return _OPERATIONS["deliver-only"]([*items[:2], reading.arguments(*items[2:])], reading)
+    return made
 
 
 def _marker(name: str, imported: int, owned: int) -> Constructor:
     """`imported` is what a position stands for, `owned` what -1 minus a position does."""
 
-    def make(items: list[object], reading: Reading) -> object:
+    def made(items: list[object], reading: Reading) -> object:
         assert isinstance(reading, Decoder)
         if len(items) != 1:
             raise ValueError("a marker has no fields")
@@ -393,14 +396,17 @@ def _marker(name: str, imported: int, owned: int) -> Constructor:
         reading.references += 1
         return Descriptor(imported, found) if found >= 0 else Descriptor(owned, -1 - found)
 
-    return make
+    return made
 
 
-def _error(items: list[object], reading: Reading) -> object:
-    assert isinstance(reading, Decoder)
-    if type(reading.take(reading.errors, "errors")) is not bytes:
-        raise ValueError("what stands beside the arguments for an error is a byte string")
-    return _VALUES["error"](items, reading)
+def _error(make: Constructor) -> Constructor:
+    def made(items: list[object], reading: Reading) -> object:
+        assert isinstance(reading, Decoder)
+        if type(reading.take(reading.errors, "errors")) is not bytes:
+            raise ValueError("what stands beside the arguments for an error is a byte string")
+        return make(items, reading)
+
+    return made
 
 
 def _tag(items: list[object], reading: Reading) -> object:
@@ -409,48 +415,88 @@ def _tag(items: list[object], reading: Reading) -> object:
     return _VALUES["tag"](items, reading)
 
 
-def _envelope(items: list[object], reading: Reading) -> Envelope:
+def _certificate(items: list[object], reading: Reading, records: Records) -> tuple[object, bytes, bytes]:
+    """What is signed, its bytes, and the signature."""
     assert isinstance(reading, Decoder)
     if len(items) != 3 or type(items[1]) is not bytes:
         raise ValueError("takes what is signed, in Syrup, and the signature")
     signature = read_signature(items[2])
     try:
-        signed = SyrupDecoder(reading.limits, PASSABLES).decode(items[1])
+        return SyrupDecoder(reading.limits, records).decode(items[1]), items[1], signature
     except DecodeError as error:
         raise ValueError(f"what is signed, at byte {error.offset}: {error.rule}") from None
+
+
+def _envelope(items: list[object], reading: Reading) -> object:
+    signed, data, signature = _certificate(items, reading, PASSABLES)
     if not isinstance(signed, (Give, Receive)):
         raise ValueError("what is signed is a desc:handoff-give or a desc:handoff-receive")
     reading.references += 1
-    return Envelope(signed, signature, _envelope_bytes(items[1], signature))
+    return Envelope(signed, signature, _envelope_bytes(data, signature))
 
 
-_MESSAGES: Final = {**_OPERATIONS, "deliver": _deliver, "deliver-only": _deliver_only}
-_FIELDS: Final = {
-    name: _VALUES[name] for name in ("import-object", "import-promise", "export", "answer", "peer")
-}
-_INSIDE: Final[dict[str, Constructor]] = {
-    "tag": _tag,
-    "error": _error,
-    "peer": _VALUES["peer"],
-    "sturdyref": _VALUES["sturdyref"],
-    _ENVELOPE: _envelope,
+_DESCRIPTORS: Final = ("import-object", "import-promise", "export", "answer")
+_MARKERS: Final = {
     "target": _marker("targets", OBJECT, EXPORT),
     "promise": _marker("promises", PROMISE, ANSWER),
 }
+#: Of values in which there are no references.
 _PLAIN: Final = {name: _VALUES[name] for name in ("error", "peer", "sturdyref")} | {"tag": _tag}
-#: What stands in a message, and in the arguments of one.
-_MESSAGE: Final = (_MESSAGES, _FIELDS)
-_ARGUMENTS: Final = (_INSIDE, _INSIDE)
+_SESSION: Final = _Labels(
+    _OPERATIONS
+    | {
+        "deliver": _with_arguments(_OPERATIONS["deliver"], 7),
+        "deliver-only": _with_arguments(_OPERATIONS["deliver-only"], 5),
+    },
+    {name: _VALUES[name] for name in (*_DESCRIPTORS, "peer")},
+    _PLAIN | {"error": _error(_VALUES["error"]), _ENVELOPE: _envelope} | _MARKERS,
+)
 
 
 def decode(data: bytes, limits: Limits) -> object:
     """The one value that `data` encodes, in which there are no references. Raises DecodeError."""
-    return Decoder(limits, (_PLAIN, _PLAIN)).decode(data)
+    return Decoder(limits, _Labels({}, {}, _PLAIN), arguments=True).decode(data)
 
 
-def read_any(data: bytes, limits: Limits) -> object:
-    """A message or value as it stands, with a `Record` for each record: for people. Raises DecodeError."""
-    return Decoder(limits, None).decode(data)
+# Messages for the eyes
+
+
+def _as_record(label: Symbol) -> Constructor:
+    return lambda items, reading: Record(label, items[1:])
+
+
+def _as_tagged(items: list[object], reading: Reading) -> object:
+    tag, *others = items[1:] or [""]
+    return Record(Symbol("desc:tagged"), [Symbol(tag) if type(tag) is str else tag, *others])
+
+
+def _as_envelope(items: list[object], reading: Reading) -> object:
+    signed, _, signature = _certificate(items, reading, ANY_RECORD)
+    return Record(Symbol("desc:sig-envelope"), [signed, signature_value(signature)])
+
+
+def _all_as_records() -> _Labels:
+    assert OPERATIONS.messages is not None
+    assert OPERATIONS.values is not None
+    messages = {_short(label): _as_record(label) for label in OPERATIONS.messages}
+    values = {_short(label): _as_record(label) for label in OPERATIONS.values}
+    return _Labels(
+        messages
+        | {
+            "deliver": _with_arguments(messages["deliver"], 7),
+            "deliver-only": _with_arguments(messages["deliver-only"], 5),
+        },
+        values,
+        values | {"error": _error(values["error"]), "tag": _as_tagged, _ENVELOPE: _as_envelope} | _MARKERS,
+    )
+
+
+_RECORDS: Final = _all_as_records()
+
+
+def as_records(data: bytes, limits: Limits) -> object:
+    """A message with a `Record` for each record, labelled as in Syrup, its arguments whole. Raises DecodeError."""
+    return Decoder(limits, _RECORDS).decode(data)
 
 
 # Writing
@@ -521,6 +567,7 @@ class Encoder(Writing):
         if kind is str or kind is bytes:
             parts.append(self._string(value))
         elif value is None:
+            self._check_depth(depth)  # as in Syrup, where it is a record
             parts.append(_UNDEFINED)
         elif isinstance(value, bool):
             parts.append(_TRUE if value else _FALSE)
@@ -544,6 +591,7 @@ class Encoder(Writing):
         elif isinstance(value, (str, int, float, bytes, list, tuple, dict, bytearray, memoryview)):
             self._write(plain(value), depth)
         elif isinstance(value, NullType):
+            self._check_depth(depth)
             parts.append(_NULL)
         else:
             self._rare(value, depth)
@@ -661,7 +709,7 @@ class CborCodec(Codec):
     name = "cbor"
 
     def decoder(self, limits: Limits) -> Reading:
-        return Decoder(limits, _MESSAGE)
+        return Decoder(limits, _SESSION)
 
     def encoder(self, limits: Limits, write_other: WriteOther = refuse, text_order: bool = False) -> Writing:
         return Encoder(limits, write_other)

@@ -8,12 +8,12 @@ from decimal import Decimal
 from typing import Final
 
 from ocapn.codec.base import Writing
-from ocapn.codec.cbor import read_any as read_cbor
+from ocapn.codec.cbor import as_records as read_cbor
 from ocapn.codec.operations import Descriptor, Envelope
 from ocapn.codec.syrup import ANY_RECORD, Decoder, Encoder, Record
 from ocapn.errors import NotPassable
 from ocapn.limits import Limits
-from ocapn.model.values import Symbol
+from ocapn.model.values import NullType, Symbol
 
 #: Above those of a session: what is printed was within the limits of some other peer. Printing recurses.
 _LIMITS: Final = Limits(nesting=200, integer_digits=4096)
@@ -22,7 +22,7 @@ _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9:-]*\Z")
 _TAKEN: Final = frozenset({"t", "f", "inf", "nan"})
 _COVERED: Final = re.compile(r"[ -!#-\[\]-~]*\Z")
 #: By label or method name, which field or argument is a secret: whoever knows it may have the object.
-_SECRET_FIELDS: Final = {"ocapn-sturdyref": 1, "sturdyref": 1, "desc:handoff-give": 4}
+_SECRET_FIELDS: Final = {"ocapn-sturdyref": 1, "desc:handoff-give": 4}
 _SECRET_ARGUMENTS: Final = frozenset({"fetch", "deposit-gift"})
 #: What tags begin with, and in Syrup nothing does: a message in CBOR is a record, and that has one.
 _CBOR: Final = b"\xd8"
@@ -60,6 +60,10 @@ class _Printer:
 
     def value(self, value: object) -> str:
         match value:
+            case None:
+                return "<void>"
+            case NullType():
+                return "<null>"
             case bool():
                 return "t" if value else "f"
             case int():
@@ -72,6 +76,8 @@ class _Printer:
                 return ":" + value.hex()
             case Symbol():
                 return "'" + (value.name if _NAME.match(value.name) else _json(value.name))
+            case Descriptor():
+                return repr(value)
             case Record():
                 return self._record(value)
             case list():

@@ -8,8 +8,9 @@ from typing import Final
 
 import attrs
 
+from ocapn.codec.cbor import CBOR
+from ocapn.codec.messages import SYRUP
 from ocapn.codec.operations import (
-    OPERATIONS,
     PROMISE,
     Deliver,
     Descriptor,
@@ -20,7 +21,6 @@ from ocapn.codec.operations import (
     Receive,
     Select,
 )
-from ocapn.codec.syrup import Decoder
 from ocapn.errors import RemoteProtocolError
 from ocapn.limits import Limits
 from ocapn.model.values import Tagged
@@ -43,7 +43,8 @@ class Effect:
 
 class _Local(threading.local):
     def __init__(self) -> None:
-        self.decoder = Decoder(Limits(), OPERATIONS)
+        self.syrup = SYRUP.decoder(Limits())
+        self.cbor = CBOR.decoder(Limits())
 
 
 _local: Final = _Local()
@@ -59,7 +60,7 @@ def effect(message: bytes) -> Effect | None:
 
 def _read(message: bytes) -> Effect | None:
     try:
-        operation = _local.decoder.decode(message)
+        operation = (_local.syrup if message[:1] == b"<" else _local.cbor).decode(message)
     except RemoteProtocolError:
         return None
     if isinstance(operation, Deliver):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any, Final
 
-import cbor2
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -322,7 +321,7 @@ def test_an_operation_is_the_same_in_both_codecs(write: Any) -> None:
     in_syrup, in_cbor = (written(codec, write) for codec in (SYRUP, CBOR))
     syrup, other = SYRUP.decoder(LIMITS).decode(in_syrup), CBOR.decoder(LIMITS).decode(in_cbor)
     assert told(syrup) == told(other)
-    assert notation(in_cbor)  # whatever it is, it can be printed
+    assert sorted(notation(in_cbor)) == sorted(notation(in_syrup))  # the keys of structs have other orders
 
 
 @given(st.data())
@@ -380,7 +379,8 @@ def test_the_notation_of_a_message() -> None:
     ]
     data = written(CBOR, lambda c, e: c.deliver(c.descriptor(EXPORT, 3), e.arguments(args), 7, 8))
     assert notation(data) == (
-        '<deliver <export 3> [\'greet "Ann" <target> <promise> <void> <null> 1.5] [5] [-2] [] 7 <import-object 8>>'
+        "<op:deliver <desc:export 3> "
+        '[\'greet "Ann" <desc:import-object 5> <desc:answer 1> <void> <null> 1.5] 7 <desc:import-object 8>>'
     )
 
 
@@ -394,12 +394,3 @@ def test_the_notation_tells_no_secrets() -> None:
     assert (b"g" * 32).hex() not in notation(delivered(ENVELOPES[0]))
     assert (b"g" * 32).hex() in notation(delivered(ENVELOPES[0]), secrets=True)
     assert b"secret".hex() not in notation(delivered(SturdyRef(PEER, b"secret")))
-
-
-def test_embedded_again_and_again() -> None:
-    """Each time its bytes would be copied."""
-    data = b"\xf4"
-    for _ in range(300):
-        data = b"\xd8\x18" + cbor2.dumps(data)
-    with pytest.raises(DecodeError, match="nested more than 200 deep"):
-        notation(data)
