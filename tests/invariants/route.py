@@ -24,8 +24,8 @@ from tests.invariants.disk import Bag
 if TYPE_CHECKING:
     from tests.invariants.watch import Watch
 
-_START: Final = b"<16'op:start-session"
-_ABORT: Final = b"<8'op:abort"
+_START: Final = (b"<16'op:start-session", b"\xd8\x1b\x85\x6dstart-session")
+_ABORT: Final = (b"<8'op:abort", b"\xd8\x1b\x82\x65abort")
 _LIMITS: Final = Limits()
 
 
