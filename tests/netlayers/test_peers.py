@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ocapn import Backpressure, E, Limits, Target, is_settled, method, open_peer
 from ocapn.netlayers.unix import CREDENTIALS
 from ocapn.testing import MakeNetlayer
 from tests.netlayers import makers
+from tests.netlayers.tor import fake_tor
 from tests.peer.support import Echo, between, far
 from tests.support import trio_test_real
 
@@ -22,19 +24,25 @@ from tests.support import trio_test_real
 PROVED = {
     "noise": (True, True),
     "websocket": (False, True),
+    "onion": (False, True),
     "tcp": (False, False),
     "unix": (CREDENTIALS, CREDENTIALS),
 }
 
 
-def maker(transport: str, directory: Path) -> MakeNetlayer:
+@asynccontextmanager
+async def making(transport: str, directory: Path) -> AsyncIterator[MakeNetlayer]:
+    if transport == "onion":
+        async with fake_tor() as tor:
+            yield tor.netlayer
+        return
     made: dict[str, MakeNetlayer] = {
         "noise": makers.noise,
         "websocket": makers.websocket,
         "tcp": makers.tcp("syrup"),
         "unix": makers.unix(directory),
     }
-    return made[transport]
+    yield made[transport]
 
 
 class Caller(Target):
@@ -54,12 +62,11 @@ class Caller(Target):
 def test_peers_that_call_each_other_and_introduce_each_other(
     transport: str, count: int, tmp_path: Path
 ) -> None:
-    make = maker(transport, tmp_path)
     who_dials, who_listens = PROVED[transport]
 
     @trio_test_real
     async def run() -> None:
-        async with AsyncExitStack() as stack:
+        async with making(transport, tmp_path) as make, AsyncExitStack() as stack:
             everybody = [
                 await stack.enter_async_context(open_peer([make(listen=True)])) for _ in range(count)
             ]
@@ -81,12 +88,12 @@ def test_peers_that_call_each_other_and_introduce_each_other(
 @pytest.mark.parametrize("transport", PROVED)
 def test_a_peer_that_does_not_read_holds_up_its_own_session_alone(transport: str, tmp_path: Path) -> None:
     """Who sends to it fails, or waits, with a bounded number of bytes; and goes on when it reads."""
-    make = maker(transport, tmp_path)
     limits = Limits(outbox_bytes=1 << 20)
 
     @trio_test_real
     async def run() -> None:
         async with (
+            making(transport, tmp_path) as make,
             open_peer([make(listen=True)]) as slow,
             open_peer([make(listen=True)]) as other,
             open_peer([make(listen=False)], limits=limits) as a,
