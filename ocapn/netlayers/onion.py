@@ -24,7 +24,7 @@ from ocapn.netlayers.base import Channel, Listener, Netlayer, StreamChannel
 from ocapn.netlayers.identity import kept, new_identity, to_keep
 from ocapn.netlayers.noise import parse_address
 from ocapn.netlayers.tcp import TcpListener, listen, tune
-from ocapn.netlayers.tor import Service, add_service, check_service_id, is_path, service_id
+from ocapn.netlayers.tor import Service, add_service, check_service_id, is_path, last_words, service_id
 
 log: Final = logging.getLogger("ocapn.netlayer")
 
@@ -123,9 +123,10 @@ class OnionNetlayer(Netlayer):
         try:
             sock = await proxy.connect(f"{locator.designator}.onion", PORT, timeout=math.inf)
         except ProxyConnectionError as error:
+            why = last_words(error.__cause__ or error)
             raise ConnectFailed(
-                f"cannot reach {locator.uri}: no Tor is at {self._socks}: {_cause(error)}; start Tor, or say where it "
-                "is: socks=HOST:PORT"
+                f"cannot reach {locator.uri}: no Tor is at {self._socks}: {why}; start Tor, or say where it is: "
+                "socks=HOST:PORT"
             ) from None
         except (ProxyError, OSError, ValueError) as error:
             code = error.error_code if isinstance(error, ProxyError) else None
@@ -136,11 +137,6 @@ class OnionNetlayer(Netlayer):
         channel = StreamChannel(stream, limits, SYRUP, binding=b"")
         channel.authenticated = locator.designator
         return channel
-
-
-def _cause(error: ProxyConnectionError) -> str:
-    cause = error.__cause__
-    return str(cause.strerror or cause) if isinstance(cause, OSError) else str(error)
 
 
 @final

@@ -268,7 +268,7 @@ async def add_service(
             stream = await _reach(control)
         except OSError as error:
             raise ConnectFailed(
-                f"no Tor is at the control port {control}: {error.strerror or error}; start Tor with ControlPort 9051 "
+                f"no Tor is at the control port {control}: {last_words(error)}; start Tor with ControlPort 9051 "
                 "and CookieAuthentication 1 in torrc, or say where it is: control=HOST:PORT or a path"
             ) from error
         service = Service(stream)
@@ -288,6 +288,12 @@ async def _reach(control: str) -> trio.SocketStream:
     if is_path(control):
         return await trio.open_unix_socket(control)
     return await connect(*parse_address(control))
+
+
+def last_words(error: BaseException) -> str:
+    """What the operating system says, without the address that trio puts before it."""
+    said = isinstance(error, OSError) and error.strerror
+    return str(said or error).rpartition(": ")[2]
 
 
 def is_path(control: str) -> bool:

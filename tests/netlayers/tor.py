@@ -230,7 +230,8 @@ class RealTor:
         self._port = told.read_text().strip().rpartition(":")[2]
 
     async def kill(self) -> None:
-        assert self._process is not None
+        if self._process is None:
+            return
         assert self._process.stdout is not None
         self._process.kill()
         await self._process.wait()
@@ -240,8 +241,8 @@ class RealTor:
 @asynccontextmanager
 async def real_tor(directory: Path, password: str = "correct horse") -> AsyncIterator[RealTor]:
     tor = RealTor(directory, password)
-    await tor.start()
     try:
+        await tor.start()
         yield tor
     finally:
         with trio.CancelScope(shield=True):
