@@ -16,7 +16,7 @@ from ocapn.cli.exits import ExitCode, Failure
 from ocapn.cli.output import logged
 from ocapn.cli.signals import SIGNALS
 from ocapn.cli.uris import URI_HELP, read_uri
-from ocapn.cli.wires import dialling, traced
+from ocapn.cli.wires import SOCKS_HELP, dialling, limits_for, traced
 from ocapn.errors import ConnectFailed, NotPassable, RemoteError
 from ocapn.model.locators import SturdyRef
 from ocapn.opening import open_peer
@@ -66,6 +66,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="how many seconds it all may take, 0 for as long as it takes (default: %(default)g)",
     )
+    parser.add_argument("--tor-socks", metavar="HOST:PORT", help=SOCKS_HELP)
     parser.add_argument(
         "--trace", action="store_true", help="shows every message on standard error, without swiss numbers"
     )
@@ -84,9 +85,12 @@ def _run(given: argparse.Namespace) -> None:
 
 async def _call(sturdyref: SturdyRef, args: list[object], given: argparse.Namespace) -> str:
     """The printed answer: it is made while the session lives, as references in it are described."""
-    netlayers = dialling()
+    netlayers = dialling(given.tor_socks)
+    limits = limits_for([sturdyref.peer.transport])
     # One message and its answer: if the connection fails, so has the call.
-    async with open_peer(traced(netlayers) if given.trace else netlayers, durable="never") as peer:
+    async with open_peer(
+        traced(netlayers) if given.trace else netlayers, limits=limits, durable="never"
+    ) as peer:
         waiting = "connecting"
         with trio.move_on_after(given.timeout):
             try:

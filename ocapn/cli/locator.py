@@ -15,6 +15,7 @@ from ocapn.cli.wires import dialling
 from ocapn.crypto import public_key_of
 from ocapn.errors import BadLocator
 from ocapn.model.locators import PeerLocator, SturdyRef, parse_uri
+from ocapn.netlayers.tor import check_service_id
 
 _DESCRIPTION: Final = """
 Explains an ocapn:// URI: whether it names a peer or an object, and what each part of it means.
@@ -36,6 +37,7 @@ class _Transport:
     needs: tuple[str, ...] = ()
 
 
+_SERVICE: Final = "the id of the onion service, version 3: the connection proves it"
 _KEY: Final = "the peer's Ed25519 key, in base32: the connection proves it"
 _TRANSPORTS: Final = {
     "tcp-testing-only": _Transport(
@@ -57,7 +59,7 @@ _TRANSPORTS: Final = {
     "onion": _Transport(
         "a Tor onion service",
         "yes: encrypted, the peer is authenticated and hidden; who dials it is not authenticated",
-        designator="the id of the onion service, version 3: the connection proves it",
+        designator=_SERVICE,
     ),
     "noise": _Transport(
         "Noise XX over TCP",
@@ -106,6 +108,11 @@ def explain(found: PeerLocator | SturdyRef, *, secrets: bool) -> list[str]:
             public_key_of(peer.designator)
         except BadLocator:
             about = "wrong: it should be an Ed25519 key in base32, 52 of a-z and 2-7"
+    elif about is _SERVICE:
+        try:
+            check_service_id(peer.designator)
+        except BadLocator:
+            about = "wrong: it should be the id of an onion service, 56 of a-z and 2-7 with a checksum"
     rows = [
         ("designator", peer.designator, about),
         ("transport", peer.transport, transport.means),

@@ -24,7 +24,17 @@ from ocapn.cli.output import complain, debugging, logged
 from ocapn.cli.signals import SIGNALS
 from ocapn.cli.status import control_path
 from ocapn.cli.uris import read_bytes
-from ocapn.cli.wires import DEFAULT, LISTEN_HELP, Asked, listening, traced, warn_of, websocket
+from ocapn.cli.wires import (
+    DEFAULT,
+    LISTEN_HELP,
+    SOCKS_HELP,
+    Asked,
+    extra,
+    limits_for,
+    listening,
+    traced,
+    warn_of,
+)
 from ocapn.control import control_socket
 from ocapn.errors import BadLocator, ConnectFailed
 from ocapn.model.locators import PeerLocator, SturdyRef
@@ -158,8 +168,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--identity",
         metavar="FILE",
-        help="the key that the peer proves to have over noise and websocket; a file that is not there is made, with "
-        "mode 0600. By default the one in the baggage, or drawn at random",
+        help="the key that the peer proves to have over noise, websocket and onion; a file that is not there is made, "
+        "with mode 0600. By default the one in the baggage, or drawn at random, another for each. With one key for "
+        "several, who finds the peer over noise knows its onion service",
     )
     parser.add_argument(
         "--advertise",
@@ -177,6 +188,18 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tls-key", metavar="FILE", help="the key of the certificate, if it is not in the same file"
+    )
+    parser.add_argument("--tor-socks", metavar="HOST:PORT", help=SOCKS_HELP)
+    parser.add_argument(
+        "--tor-control",
+        metavar="HOST:PORT|PATH",
+        help="the control port of Tor, or its socket file (default: 127.0.0.1:9051)",
+    )
+    parser.add_argument(
+        "--tor-password-file",
+        metavar="FILE",
+        help="the password for the control port, in the first line, - for standard input; not needed where Tor's "
+        "cookie can be read",
     )
     parser.add_argument(
         "--trace", action="store_true", help="shows every message on standard error, without swiss numbers"
@@ -249,7 +272,8 @@ async def _serve(
     kept_in: str | None = None,
     baggage: Any = None,
 ) -> NoReturn:
-    async with open_peer(netlayers, baggage=baggage) as peer, AsyncExitStack() as stack:
+    limits = limits_for(netlayer.transport for netlayer in netlayers)
+    async with open_peer(netlayers, limits=limits, baggage=baggage) as peer, AsyncExitStack() as stack:
         if control is not None:
             await stack.enter_async_context(control_socket(peer, control))
         elif kept_in is not None:
@@ -325,19 +349,23 @@ def _unexport(peer: Peer, swiss: bytes) -> None:
 def _asked(given: argparse.Namespace, urls: Sequence[str]) -> Asked:
     """What the options say of how to listen. Raises Failure, ConnectFailed."""
     schemes = [url.partition(":")[0].lower() for url in urls]
-    proves = [scheme for scheme in schemes if scheme in ("noise", "ws", "wss")]
+    proves = [scheme for scheme in schemes if scheme in ("noise", "ws", "wss", "onion")]
     if given.designator is not None:
         if proves == schemes:
             raise Failure(
                 ExitCode.USAGE,
-                "the designator of a noise or websocket peer is its key, which --identity FILE keeps",
+                "the designator of a noise, websocket or onion peer is its key, which --identity FILE keeps",
             )
         try:
             PeerLocator("unix", given.designator)
         except BadLocator as error:
             raise Failure(ExitCode.USAGE, f"--designator: {error}") from None
     if given.identity and not proves:
-        raise Failure(ExitCode.USAGE, "--identity is for --listen noise://, ws:// and wss://")
+        raise Failure(ExitCode.USAGE, "--identity is for --listen noise://, ws://, wss:// and onion")
+    if (given.tor_socks or given.tor_control or given.tor_password_file) and "onion" not in schemes:
+        raise Failure(
+            ExitCode.USAGE, "--tor-socks, --tor-control and --tor-password-file are for --listen onion"
+        )
     url, addresses = None, []
     for place in given.advertise:
         is_url = place.startswith(("ws://", "wss://"))
@@ -348,7 +376,7 @@ def _asked(given: argparse.Namespace, urls: Sequence[str]) -> Asked:
             )
         try:
             if is_url:
-                websocket().url_parts(place)
+                extra("websocket").url_parts(place)
                 url = place
             else:
                 parse_address(place)
@@ -364,7 +392,21 @@ def _asked(given: argparse.Namespace, urls: Sequence[str]) -> Asked:
         certificate=given.tls_certificate,
         key=given.tls_key,
         insecure_bind=given.insecure_bind,
+        socks=given.tor_socks,
+        control=given.tor_control,
+        password=None if given.tor_password_file is None else _password_in(given.tor_password_file),
     )
+
+
+def _password_in(path: str) -> str:
+    """The first line of a file. Raises Failure."""
+    try:
+        password = read_bytes(path, 1025).decode().splitlines()[0]
+    except (UnicodeDecodeError, IndexError):
+        raise Failure(ExitCode.MALFORMED, f"{path} holds no password: its first line is one") from None
+    if path != "-":
+        _warn_if_open(path)
+    return password
 
 
 def _netlayers(
@@ -436,9 +478,13 @@ def _swiss_in(path: str) -> bytes:
             ExitCode.MALFORMED,
             f"{path} holds {has}: a swiss number is 1 to 1,024 bytes; remove it and a new one is made",
         )
+    _warn_if_open(path)
+    return swiss
+
+
+def _warn_if_open(path: str) -> None:
     if stat.S_IMODE(os.stat(path).st_mode) & 0o077:
         complain(f"ocapn serve: warning: other users may read the secret in {path}; chmod 600 ends that")
-    return swiss
 
 
 # Objects

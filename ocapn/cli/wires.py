@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final, final
 from urllib.parse import urlsplit
@@ -14,7 +14,7 @@ import attrs
 from ocapn.cli.exits import ExitCode, Failure
 from ocapn.cli.output import complain
 from ocapn.crypto import Identity
-from ocapn.errors import ConnectFailed
+from ocapn.errors import BadLocator, ConnectFailed
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
 from ocapn.netlayers.base import Channel, Listener, Netlayer
@@ -26,32 +26,48 @@ from ocapn.trace import Tracer
 
 DEFAULT: Final = "noise://127.0.0.1:0"
 #: For help texts.
+SOCKS_HELP: Final = "where Tor takes connections that go out (default: 127.0.0.1:9050)"
 LISTEN_HELP: Final = (
     "where to listen: noise://HOST:PORT (encrypted, and both sides prove who they are: for any network), "
     "ws://HOST:PORT/PATH or wss://HOST:PORT/PATH (the transport websocket), "
+    "onion (a Tor onion service, reachable from anywhere and hidden), "
     "tcp://HOST:PORT (the transport tcp-testing-only, which has no security) or unix:///PATH (a socket file). "
     "Port 0 takes any free one. May be repeated, once for each transport. "
     f"Default: {DEFAULT}"
 )
 
 
-def dialling() -> list[Netlayer]:
-    """Every netlayer there is, to dial and not to listen."""
+#: The packages that netlayers need which are extras of the same name.
+_PACKAGES: Final = {"onion": "python-socks", "websocket": "wsproto"}
+
+
+def dialling(socks: str | None = None) -> list[Netlayer]:
+    """Every netlayer there is, to dial and not to listen. `socks` is where Tor is. Raises Failure."""
     netlayers = [NoiseNetlayer(listen=False), TcpTestingNetlayer(listen=False), UnixNetlayer()]
-    if has_websocket():
-        netlayers.append(websocket().WebSocketNetlayer(listen=False))
+    if has("websocket"):
+        netlayers.append(extra("websocket").WebSocketNetlayer(listen=False))
+    if socks is not None or has("onion"):
+        netlayers.append(_onion(Asked(socks=socks), listen=False))
     return netlayers
 
 
-def has_websocket() -> bool:
-    return importlib.util.find_spec("wsproto") is not None
+def has(transport: str) -> bool:
+    return importlib.util.find_spec(_PACKAGES[transport].replace("-", "_")) is not None
 
 
-def websocket() -> Any:
-    """The module of that netlayer. Raises Failure if what it needs is not there."""
-    if not has_websocket():
-        raise Failure(ExitCode.USAGE, "websocket needs the package wsproto: pip install 'ocapn[websocket]'")
-    return importlib.import_module("ocapn.netlayers.websocket")
+def extra(transport: str) -> Any:
+    """The module of a netlayer. Raises Failure if the package that it needs is not there."""
+    if not has(transport):
+        raise Failure(
+            ExitCode.USAGE,
+            f"{transport} needs the package {_PACKAGES[transport]}: pip install 'ocapn[{transport}]'",
+        )
+    return importlib.import_module(f"ocapn.netlayers.{transport}")
+
+
+def limits_for(transports: Iterable[str]) -> Limits:
+    """A dial through Tor takes longer than others."""
+    return Limits(handshake=60.0) if "onion" in transports else Limits()
 
 
 @attrs.frozen
@@ -67,6 +83,10 @@ class Asked:
     certificate: str | None = None
     key: str | None = None
     insecure_bind: bool = False
+    #: Where Tor is, if not where it is by default, and the password for its control port.
+    socks: str | None = None
+    control: str | None = None
+    password: str | None = attrs.field(default=None, repr=False)
 
 
 def listening(url: str, asked: Asked, last_port: int | None = None) -> Netlayer:
@@ -95,7 +115,9 @@ def listening(url: str, asked: Asked, last_port: int | None = None) -> Netlayer:
         if parts.netloc or extra or len(parts.path) < 2:
             raise _bad(url, "it is unix:///PATH, with three slashes")
         return UnixNetlayer(parts.path, designator=asked.designator)
-    raise _bad(url, "it begins with noise://, ws://, wss://, tcp:// or unix://")
+    if url == "onion":
+        return _onion(asked)
+    raise _bad(url, "it begins with noise://, ws://, wss://, tcp:// or unix://, or is onion")
 
 
 def warn_of(url: str, asked: Asked) -> None:
@@ -126,7 +148,7 @@ def _noise(host: str, port: int, asked: Asked) -> Netlayer:
 
 
 def _websocket(tls: bool, path: str, host: str, port: int, asked: Asked) -> Netlayer:
-    module = websocket()
+    module = extra("websocket")
     if tls and asked.certificate is None:
         raise Failure(
             ExitCode.USAGE,
@@ -176,6 +198,20 @@ def _certificate(module: Any, path: str) -> bytes:
     except ValueError:
         raise Failure(ExitCode.MALFORMED, f"{path} holds no certificate: a PEM file has one") from None
     return der
+
+
+def _onion(asked: Asked, *, listen: bool = True) -> Netlayer:
+    places = {"socks": asked.socks, "control": asked.control}
+    try:
+        netlayer: Netlayer = extra("onion").OnionNetlayer(
+            identity=asked.identity,
+            password=asked.password,
+            listen=listen,
+            **{name: place for name, place in places.items() if place is not None},
+        )
+    except BadLocator as error:
+        raise Failure(ExitCode.USAGE, f"where Tor is: {error}") from None
+    return netlayer
 
 
 def _tcp(host: str, port: int, asked: Asked) -> Netlayer:

@@ -51,6 +51,14 @@ def test_a_peer(capsys: pytest.CaptureFixture[str]) -> None:
         ("ocapn://bob.websocket?url=ws:x", "wrong: it should be an Ed25519 key in base32, 52 of a-z and 2-7"),
         (f"ocapn://{'a' * 52}.noise?addr=x:1", "the peer's Ed25519 key, in base32: the connection proves it"),
         ("ocapn://bob.onion", "hidden; who dials it is not authenticated"),
+        (
+            "ocapn://bob.onion",
+            "wrong: it should be the id of an onion service, 56 of a-z and 2-7 with a checksum",
+        ),
+        (
+            "ocapn://duckduckgogg42xjoc72x3sjasowoarfbgcmvfimaftt6twagswzczad.onion",
+            "the id of the onion service, version 3: the connection proves it",
+        ),
         ("ocapn://bob.pigeon", "transport   pigeon  (not known to this version of ocapn)"),
         ("ocapn://bob.pigeon", "note        the ocapn command cannot dial pigeon peers yet"),
         ("ocapn://b%0Ab.pigeon?x=%1B", "designator  b\\nb  ("),

@@ -232,7 +232,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             ["--listen", "foo"],
             2,
-            "--listen foo: it begins with noise://, ws://, wss://, tcp:// or unix://; 'ocapn serve --help' explains",
+            "--listen foo: it begins with noise://, ws://, wss://, tcp:// or unix://, or is onion; 'ocapn ",
         ),
         (["--listen", "tcp://h:99999"], 2, "--listen tcp://h:99999: Port out of range 0-65535; "),
         (["--listen", "tcp://:1"], 2, "--listen tcp://:1: it is tcp://HOST:PORT; "),
@@ -278,7 +278,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             ["--listen", "tcp://127.0.0.1", "--identity", "x"],
             2,
-            "--identity is for --listen noise://, ws:// and wss://",
+            "--identity is for --listen noise://, ws://, wss:// and onion",
         ),
         (["--listen", "ws://h:1/x?y"], 2, "--listen ws://h:1/x?y: it is ws://HOST:PORT/PATH; "),
         (
@@ -311,7 +311,38 @@ def served(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             ["--designator", "me"],
             2,
-            "the designator of a noise or websocket peer is its key, which --identity FILE keeps",
+            "the designator of a noise, websocket or onion peer is its key, which --identity FILE keeps",
+        ),
+        (
+            ["--listen", "onion", "--designator", "me"],
+            2,
+            "the designator of a noise, websocket or onion peer is its key, which --identity FILE keeps",
+        ),
+        (["--listen", "onion://x"], 2, "--listen onion://x: it begins with "),
+        (
+            ["--tor-socks", "127.0.0.1:1"],
+            2,
+            "--tor-socks, --tor-control and --tor-password-file are for --listen onion",
+        ),
+        (
+            ["--listen", "onion", "--tor-control", "9051"],
+            2,
+            "where Tor is: an address is host:port or [IPv6]:port, with a port from 1 to 65535, not '9051'",
+        ),
+        (
+            ["--listen", "onion", "--tor-control", "127.0.0.1:1"],
+            3,
+            "no Tor is at the control port 127.0.0.1:1: Connection refused; start Tor with ControlPort 9051 and ",
+        ),
+        (
+            ["--listen", "onion", "--tor-password-file", "/nonexistent/x"],
+            6,
+            "cannot read /nonexistent/x: No such file or directory",
+        ),
+        (
+            ["--listen", "onion", "--tor-password-file", "/dev/null"],
+            4,
+            "/dev/null holds no password: its first line is one",
         ),
         (
             ["--listen", "tcp://127.0.0.1", "--designator", ""],

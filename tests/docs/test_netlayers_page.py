@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import ocapn
-from ocapn.netlayers import tcp, websocket
+from ocapn.netlayers import onion, tcp, tor, websocket
 from ocapn.noise import handshake, packets, protocol
 from tests.docs.support import ROOT, check_first_example
 
@@ -20,8 +20,8 @@ def test_the_netlayers() -> None:
     table = PAGE[PAGE.index("| transport |") :].split("\n\n")[0]
     rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
     transports = {name: transport for transport, name, *_ in rows}
-    elsewhere = "ocapn.netlayers.websocket.WebSocketNetlayer"
-    assert transports.pop(elsewhere) == websocket.WebSocketNetlayer.transport
+    for module, name in ((websocket, "WebSocketNetlayer"), (onion, "OnionNetlayer")):
+        assert transports.pop(f"{module.__name__}.{name}") == getattr(module, name).transport
     assert {name: getattr(ocapn, name).transport for name in transports} == transports
     assert {name for name in ocapn.__all__ if name.endswith("Netlayer")} == set(transports)
 
@@ -36,3 +36,9 @@ def test_the_figures_of_noise() -> None:
     assert f"each {1000 * tcp.HEAD_START:.0f} ms after" in PAGE
     assert f"has read {first} bytes before it computes anything, and {third} more" in PAGE
     assert protocol.NAME.decode() in PAGE
+
+
+def test_the_figures_of_onion() -> None:
+    assert f"The port is {onion.PORT}, always" in PAGE
+    assert f"up to {tor.MOST_LINES} lines of {tor.MOST_LINE:,} bytes, and the service must be there within 10 s" in PAGE
+    assert (tor.PATIENCE, onion.FIRST_DELAY, onion.MOST_DELAY) == (10, 0.5, 60)
