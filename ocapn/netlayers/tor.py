@@ -266,7 +266,7 @@ async def add_service(
     with trio.move_on_after(PATIENCE):
         try:
             stream = await _reach(control)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a path with NUL
             raise ConnectFailed(
                 f"no Tor is at the control port {control}: {last_words(error)}; start Tor with ControlPort 9051 "
                 "and CookieAuthentication 1 in torrc, or say where it is: control=HOST:PORT or a path"

@@ -40,5 +40,8 @@ def test_the_figures_of_noise() -> None:
 
 def test_the_figures_of_onion() -> None:
     assert f"The port is {onion.PORT}, always" in PAGE
-    assert f"up to {tor.MOST_LINES} lines of {tor.MOST_LINE:,} bytes, and the service must be there within 10 s" in PAGE
+    assert (
+        f"up to {tor.MOST_LINES} lines of {tor.MOST_LINE:,} bytes, and the service must be there within 10 s"
+        in PAGE
+    )
     assert (tor.PATIENCE, onion.FIRST_DELAY, onion.MOST_DELAY) == (10, 0.5, 60)

@@ -27,6 +27,7 @@ from ocapn.netlayers import tor as control
 from ocapn.netlayers.base import Channel, ChannelBroken, Listener, StreamChannel
 from ocapn.netlayers.onion import MOST_DELAY, OnionListener, OnionNetlayer
 from ocapn.netlayers.tor import MOST_LINE, MOST_LINES, Replies, Service, TorError, check_service_id, expanded
+from ocapn.netlayers.unix import SocketFile
 from ocapn.testing import check_netlayer
 from tests.netlayers.tor import FakeTor, fake_tor, name_of, real_tor
 from tests.peer.support import Echo, Recorder, between, far
@@ -334,6 +335,20 @@ async def test_nobody_is_at_the_control_port() -> None:
             f"no Tor is at the control port {where}: {why}; start Tor with ControlPort 9051 and CookieAuthentication "
             "1 in torrc, or say where it is: control=HOST:PORT or a path"
         )
+
+
+@trio_test_real
+async def test_a_control_port_that_is_a_socket_file(tmp_path: Path) -> None:
+    path = tmp_path / "control"
+    async with fake_tor() as tor, trio.open_nursery() as nursery:
+        file = await SocketFile.make(path)
+        nursery.start_soon(trio.serve_listeners, tor._obey, [file.listener])
+        listener = await listening(tor.netlayer(listen=True, identity=BOB, control=str(path)))
+        assert set(tor.services) == {BOBS}
+        await listener.aclose()
+        nursery.cancel_scope.cancel()
+    with pytest.raises(ConnectFailed, match="no Tor is at the control port /a\0b: "):
+        await OnionNetlayer(control="/a\0b").listen(Limits())
 
 
 @trio_test_real
