@@ -172,8 +172,11 @@ class OnionListener(Listener):
     async def _keep(self) -> None:
         """Adds the service again whenever Tor has gone."""
         while True:
-            if self._service is not None:
-                await self._service.gone()
+            service = self._service
+            if service is not None:
+                await service.gone()
+                if self._service is not service:  # closed meanwhile: accept ends too
+                    return
                 await self._close_service()
                 now = trio.current_time()
                 if now - self._added > MOST_DELAY:  # else it comes and goes

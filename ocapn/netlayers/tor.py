@@ -6,7 +6,6 @@ import binascii
 import os
 import re
 import secrets
-import stat
 from base64 import b32decode, b32encode, b64encode
 from hashlib import sha3_256, sha512
 from hmac import compare_digest, digest
@@ -180,7 +179,7 @@ class Service:
         """What proves that this side has the cookie, once the other has proved it (control-spec, AUTHCHALLENGE)."""
         ours = secrets.token_bytes(32)
         reply = await self._ask(f"AUTHCHALLENGE SAFECOOKIE {ours.hex()}")
-        match = _CHALLENGE.match(reply.lines[0]) if reply.status == 250 else None
+        match = _CHALLENGE.match(reply.lines[0])
         if match is None:
             raise TorError("it does not answer AUTHCHALLENGE")
         theirs, nonce = bytes.fromhex(match[1]), bytes.fromhex(match[2])
@@ -206,7 +205,7 @@ class Service:
         return reply
 
     async def gone(self) -> None:
-        """Returns when the service is gone: at the end of the connection."""
+        """Returns when the service is gone: at the end of the connection, or when it is closed here."""
         try:
             while await self._stream.receive_some(MOST_LINE):
                 pass
@@ -243,10 +242,9 @@ def _unquoted(text: str) -> str:
 def _cookie(path: str) -> bytes:
     """What the file holds. Raises TorError, also for a file that is something else: Tor is to learn nothing of it."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe is not waited for
         try:
-            is_file = stat.S_ISREG(os.fstat(fd).st_mode)
-            cookie = os.read(fd, _COOKIE + 1) if is_file else b""
+            cookie = os.read(fd, _COOKIE + 1)
         finally:
             os.close(fd)
     except (OSError, ValueError) as error:  # a path with NUL
@@ -266,7 +264,7 @@ async def add_service(
     with trio.move_on_after(PATIENCE):
         try:
             stream = await _reach(control)
-        except (OSError, ValueError) as error:  # a path with NUL
+        except OSError as error:
             raise ConnectFailed(
                 f"no Tor is at the control port {control}: {last_words(error)}; start Tor with ControlPort 9051 "
                 "and CookieAuthentication 1 in torrc, or say where it is: control=HOST:PORT or a path"

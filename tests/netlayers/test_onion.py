@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import shutil
+import socket
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -149,6 +150,8 @@ async def test_who_is_proved_and_where_from() -> None:
             assert (channel.binding, channel.source, channel.vouches) == (b"", "", False)
             assert isinstance(channel, StreamChannel)
             assert channel.framing == "syrup"
+            assert isinstance(channel._stream, trio.SocketStream)
+            assert channel._stream.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) != 0
             await channel.aclose()
         await listener.aclose()
         assert OnionNetlayer.proves
@@ -423,6 +426,8 @@ async def test_a_cookie_that_is_none(tmp_path: Path) -> None:
         )
         os.mkfifo(path)
         assert await refused(tor) == f"its cookie {path} has not 32 bytes: it is another file"
+        cookie_of(tor, tmp_path, "other", "\\777")
+        assert "cannot be read: No such file or directory" in await refused(tor)
         cookie_of(tor, tmp_path, "other", "\\000")
         assert "cannot be read: no path" in await refused(tor)
         assert {line.split(" ")[0] for line in tor.heard} == {"PROTOCOLINFO"}
@@ -486,6 +491,11 @@ def test_the_proofs_are_those_of_the_specification() -> None:
         (
             "PROTOCOLINFO",
             b"250-AUTH METHODS=TELEPATHY\r\n250 OK\r\n",
+            "it wants a password: give it, or put CookieAuthentication 1 in torrc",
+        ),
+        (
+            "PROTOCOLINFO",
+            b'250-AUTH METHODS=TELEPATHY COOKIEFILE="/dev/null"\r\n250 OK\r\n',
             "it wants a password: give it, or put CookieAuthentication 1 in torrc",
         ),
         (
@@ -779,6 +789,33 @@ async def test_what_tor_says_later_is_not_kept() -> None:
         await theirs.aclose()
     assert here._replies.take() is None
     assert not here._replies._data
+
+
+@trio_test
+async def test_a_connection_that_is_reset() -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    await theirs.aclose()
+    with pytest.raises(TorError, match="it ends the connection"):
+        await Service(ours).add(BOB, None, 1, 2)
+    broken = mock.Mock(receive_some=mock.AsyncMock(side_effect=trio.BrokenResourceError))
+    await Service(broken).gone()
+
+
+@trio_test_real
+async def test_a_listener_that_is_closed_while_it_accepts() -> None:
+    with told() as log:
+        async with fake_tor() as tor, trio.open_nursery() as nursery:
+            listener = await listening(tor.netlayer(listen=True))
+
+            async def accept() -> None:
+                with pytest.raises(trio.ClosedResourceError):
+                    await listener.accept()
+
+            nursery.start_soon(accept)
+            await trio.testing.wait_all_tasks_blocked()
+            await listener.aclose()
+    assert [record.getMessage() for record in log.records] == []
+    assert tor.services == {}
 
 
 @trio_test
