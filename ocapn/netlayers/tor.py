@@ -32,7 +32,7 @@ _COOKIE: Final = 32
 _REPLY: Final = re.compile(rb"([0-9]{3})([ +-])(.*)\Z", re.DOTALL)
 _AUTH: Final = re.compile(r'AUTH METHODS=([A-Z,]+)(?: COOKIEFILE="((?:[^"\\]|\\.)*)")?')
 _CHALLENGE: Final = re.compile(r"AUTHCHALLENGE SERVERHASH=([0-9A-Fa-f]{64}) SERVERNONCE=([0-9A-Fa-f]{64})\Z")
-_ESCAPE: Final = re.compile(r"\\([0-7]{1,3}|.)", re.DOTALL)
+_ESCAPE: Final = re.compile(r"\\(?:([0-7]{1,3})|(.))", re.DOTALL)
 _LETTERS: Final = {"n": "\n", "r": "\r", "t": "\t"}
 #: What is left out where Tor's words are shown: it might be a key, and no other word is as long.
 _LONG: Final = re.compile(r"\S{24,}")
@@ -233,8 +233,8 @@ def _unquoted(text: str) -> str:
     """The path that is between quotes, in which `\\` begins an escape of C."""
 
     def meant(match: re.Match[str]) -> str:
-        what = match[1]
-        return chr(int(what, 8) & 255) if what.isdigit() else _LETTERS.get(what, what)
+        octal, letter = match.groups()
+        return chr(int(octal, 8) & 255) if octal else _LETTERS.get(letter, letter)
 
     return os.fsdecode(_ESCAPE.sub(meant, text).encode("latin-1"))
 

@@ -387,6 +387,7 @@ async def test_a_password(password: str) -> None:
         ("tab\t", "tab\\t"),
         ("ä", "\\303\\244"),
         ("7", "\\067"),
+        ("9", "\\9"),
     ],
 )
 @trio_test_real
