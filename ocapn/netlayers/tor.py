@@ -164,11 +164,9 @@ class Service:
             if "HASHEDPASSWORD" not in methods:
                 raise TorError("it takes no password: put HashedControlPassword in torrc, or give none")
             proof = password.encode()
-        elif path is not None and {"SAFECOOKIE", "COOKIE"} & methods:
+        elif path is not None and "SAFECOOKIE" in methods:  # never COOKIE: it would show what is in the file
             what = f"cookie in {shown(path)}"
-            proof = _cookie(path)
-            if "SAFECOOKIE" in methods:
-                proof = await self._challenge(proof)
+            proof = await self._challenge(_cookie(path))
         else:
             raise TorError("it wants a password: give it, or put CookieAuthentication 1 in torrc")
         reply = await self._ask(f"AUTHENTICATE {proof.hex()}".rstrip())

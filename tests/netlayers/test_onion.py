@@ -401,14 +401,20 @@ async def test_a_cookie(tmp_path: Path, name: str, written: str | None) -> None:
 
 
 @trio_test_real
-async def test_a_cookie_of_a_tor_that_has_no_challenge(tmp_path: Path) -> None:
+async def test_a_cookie_is_never_said(tmp_path: Path) -> None:
+    """What stands in the place of Tor could name any file that has as many bytes."""
     async with fake_tor() as tor:
         cookie_of(tor, tmp_path)
         tor.methods = tor.methods.replace("COOKIE,SAFECOOKIE", "COOKIE")
-        listener = await listening(tor.netlayer(listen=True))
-        assert tor.heard[1] == f"AUTHENTICATE {tor.cookie.hex()}"
-        await listener.aclose()
-        tor.proofs = set()
+        assert await refused(tor) == "it wants a password: give it, or put CookieAuthentication 1 in torrc"
+        assert tor.heard == ["PROTOCOLINFO 1"]
+
+
+@trio_test_real
+async def test_a_proof_that_is_not_taken(tmp_path: Path) -> None:
+    async with fake_tor() as tor:
+        cookie_of(tor, tmp_path)
+        tor.says["AUTHENTICATE"] = lambda line: b"515 Authentication failed\r\n"
         assert await refused(tor) == f"it does not take the cookie in {tmp_path / 'cookie'}"
 
 
