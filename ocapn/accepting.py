@@ -55,6 +55,7 @@ class Acceptor:
         """Accepts in the nursery from now on."""
         self._nursery = nursery
         for netlayer, listener in self._listeners:
+            nursery.start_soon(listener.run)
             nursery.start_soon(self._accept_loop, netlayer, listener)
 
     async def _accept_loop(self, netlayer: Netlayer, listener: Listener) -> None:

@@ -306,6 +306,9 @@ class _TracedListener(Listener):
         self._inner = inner
         self._next_number = next_number
 
+    async def run(self) -> None:
+        await self._inner.run()
+
     async def accept(self) -> Channel:
         channel = await self._inner.accept()
         source = f" from {channel.source}" if channel.source else ""
@@ -321,6 +324,7 @@ class _TracedChannel(Channel):
         self.authenticated = inner.authenticated
         self.vouches = inner.vouches
         self.binding = inner.binding
+        self.codec = inner.codec
         self.source = inner.source
         self._inner = inner
         self._number = number
@@ -339,6 +343,7 @@ class _TracedChannel(Channel):
         await self._inner.begin()
         self.authenticated = self._inner.authenticated
         self.binding = self._inner.binding
+        self.codec = self._inner.codec
 
     async def send(self, messages: list[bytes]) -> None:
         self._show("->", messages)

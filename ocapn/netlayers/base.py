@@ -99,6 +99,11 @@ class Listener(ABC):
 
     location: PeerLocator
 
+    async def run(self) -> None:
+        """What there is to do beside accepting, which needs it to be under way. Returns when the listener is closed, or
+        at once if there is nothing to do; cancelled to stop."""
+        await trio.lowlevel.checkpoint()
+
     @abstractmethod
     async def accept(self) -> Channel:
         """The next channel. Raises OSError for what passes (too many open files); cancelled to stop."""

@@ -141,7 +141,7 @@ class OnionNetlayer(Netlayer):
 
 @final
 class OnionListener(Listener):
-    """Accepts what Tor passes on. While it does, it sees to it that the service is there."""
+    """Accepts what Tor passes on, and sees to it that the service is there."""
 
     def __init__(self, inner: Listener, service: Service, add: Callable[[], Awaitable[Service]]) -> None:
         self.location = inner.location
@@ -150,49 +150,37 @@ class OnionListener(Listener):
         self._service: Service | None = service
         self._added = trio.current_time()
         self._delay = FIRST_DELAY
-        self._again = 0.0  # when Tor is asked again
-        self._accepted: list[Channel] = []  # by an accept that was cancelled just then
+        self._closed = trio.CancelScope()
 
     async def accept(self) -> Channel:
-        failure: Exception | None = None
-        if self._accepted:
-            await trio.lowlevel.checkpoint()
-            return self._accepted.pop()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._keep)
-            try:
-                self._accepted.append(await self._inner.accept())
-            except (OSError, trio.ClosedResourceError) as error:  # alone, and in no group
-                failure = error
-            nursery.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
-        return self._accepted.pop()
+        return await self._inner.accept()
+
+    async def run(self) -> None:
+        """Adds the service again whenever Tor has gone."""
+        try:
+            with self._closed:
+                await self._keep()
+        finally:
+            if self._closed.cancel_called:
+                await self._close_service()
 
     async def _keep(self) -> None:
-        """Adds the service again whenever Tor has gone."""
         while True:
-            service = self._service
-            if service is not None:
-                await service.gone()
-                if self._service is not service:  # closed meanwhile: accept ends too
-                    return
+            if self._service is not None:
+                await self._service.gone()
                 await self._close_service()
-                now = trio.current_time()
-                if now - self._added > MOST_DELAY:  # else it comes and goes
+                if trio.current_time() - self._added > MOST_DELAY:  # else it comes and goes
                     self._delay = FIRST_DELAY
-                self._again = now + self._delay
                 log.warning(
                     "%s: Tor has gone, and the service with it, which is added again when Tor is back",
                     TRANSPORT,
                 )
-            await trio.sleep_until(self._again)
+            await trio.sleep(self._delay)
             self._delay = min(2 * self._delay, MOST_DELAY)
             try:
                 self._service = await self._add()
             except ConnectFailed as error:
                 log.info("%s: %s", TRANSPORT, shown(error))
-                self._again = trio.current_time() + self._delay
             else:
                 self._added = trio.current_time()
                 log.info("%s: the service is there again", TRANSPORT)
@@ -204,8 +192,7 @@ class OnionListener(Listener):
                 await service.aclose()
 
     async def aclose(self) -> None:
+        self._closed.cancel()
         with trio.CancelScope(shield=True):
             await self._close_service()
             await self._inner.aclose()
-            for channel in self._accepted:
-                await channel.aclose()

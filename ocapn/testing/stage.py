@@ -76,19 +76,21 @@ class Case:
 
     @asynccontextmanager
     async def stage(self) -> AsyncIterator[Stage]:
-        stage = Stage(self)
-        try:
-            await stage.open()
-            yield stage
-        except BaseException:
-            with (
-                trio.CancelScope(shield=True),
-                trio.move_on_after(self.patience),
-                contextlib.suppress(Exception),
-            ):
-                await stage.aclose()
-            raise
-        await stage.aclose()
+        async with trio.open_nursery() as nursery:
+            stage = Stage(self, nursery)
+            try:
+                await stage.open()
+                yield stage
+            except BaseException:
+                with (
+                    trio.CancelScope(shield=True),
+                    trio.move_on_after(self.patience),
+                    contextlib.suppress(Exception),
+                ):
+                    await stage.aclose()
+                raise
+            await stage.aclose()
+            nursery.cancel_scope.cancel()
 
 
 @final
@@ -99,8 +101,9 @@ class Stage:
     here: Netlayer
     listener: Listener
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, nursery: trio.Nursery) -> None:
         self.case = case
+        self._nursery = nursery
         self.limits = case.limits
         self._listeners: list[Listener] = []
         self._channels: list[Channel] = []
@@ -124,6 +127,7 @@ class Stage:
         if listener is None:
             raise AssertionError("listen gave None for a netlayer that was made with listen=True")
         self._listeners.append(listener)
+        self._nursery.start_soon(listener.run)
         return listener
 
     async def aclose(self) -> None:

@@ -25,7 +25,7 @@ from ocapn import ConnectFailed, E, Identity, Limits, PeerLocator, SturdyRef, op
 from ocapn.errors import BadLocator
 from ocapn.netlayers import onion
 from ocapn.netlayers import tor as control
-from ocapn.netlayers.base import Channel, ChannelBroken, Listener, StreamChannel
+from ocapn.netlayers.base import Channel, Listener, StreamChannel
 from ocapn.netlayers.onion import MOST_DELAY, OnionListener, OnionNetlayer
 from ocapn.netlayers.tor import MOST_LINE, MOST_LINES, Replies, Service, TorError, check_service_id, expanded
 from ocapn.netlayers.unix import SocketFile
@@ -742,7 +742,7 @@ async def test_how_often_tor_is_asked_again() -> None:
     listener = OnionListener(Idle(), Service(ours), add)
     with told() as log:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(listener.accept)
+            nursery.start_soon(listener.run)
             await trio.sleep(100)
             gone = trio.current_time()
             await theirs.aclose()
@@ -773,7 +773,7 @@ async def test_a_tor_that_comes_and_goes_is_not_asked_more_often() -> None:
 
         with told():
             listener = OnionListener(Idle(), Service(ours), add)
-            nursery.start_soon(listener.accept)
+            nursery.start_soon(listener.run)
             await theirs.aclose()
             await trio.sleep(600)
             delays = [after - before - life for before, after in itertools.pairwise(asked)]
@@ -819,56 +819,11 @@ async def test_a_listener_that_is_closed_while_it_accepts() -> None:
                     await listener.accept()
 
             nursery.start_soon(accept)
+            nursery.start_soon(listener.run)
             await trio.testing.wait_all_tasks_blocked()
             await listener.aclose()
     assert [record.getMessage() for record in log.records] == []
     assert tor.services == {}
-
-
-@trio_test
-async def test_what_fails_in_accept_is_raised_as_it_is() -> None:
-    """And not in a group: who accepts waits a moment and goes on."""
-    inner = Idle()
-    ours, _theirs = trio.testing.memory_stream_pair()
-
-    async def add() -> Service:
-        raise AssertionError
-
-    listener = OnionListener(inner, Service(ours), add)
-    for failure in (OSError(24, "Too many open files"), trio.ClosedResourceError()):
-        inner.fails = failure
-        with pytest.raises(type(failure)) as caught:
-            await listener.accept()
-        assert caught.value is failure
-
-
-@trio_test_real
-async def test_an_accept_that_is_cancelled_as_it_ends_loses_nothing_and_leaves_no_task() -> None:
-    async with fake_tor() as tor:
-        listener = await listening(tor.netlayer(listen=True, identity=BOB))
-        assert isinstance(listener, OnionListener)
-        real = listener._inner.accept
-        scope = trio.CancelScope()
-
-        async def accept() -> Channel:
-            channel = await real()
-            scope.cancel()
-            return channel
-
-        listener._inner.accept = accept  # type: ignore[method-assign]
-        near = await tor.netlayer(listen=False).dial(at(BOBS), Limits())
-        with scope:
-            await listener.accept()
-        assert scope.cancelled_caught
-        listener._inner.accept = real  # type: ignore[method-assign]
-        channel = await listener.accept()
-        await near.send([b"<1'a>"])
-        assert await channel.receive(1) == [b"<1'a>"]
-        listener._accepted.append(channel)  # as if this had been cancelled too
-        await listener.aclose()
-        with pytest.raises(ChannelBroken):
-            await channel.receive(1)
-        await near.aclose()
 
 
 # The real one
