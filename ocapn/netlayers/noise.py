@@ -22,6 +22,7 @@ from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
 from ocapn.netlayers.base import Channel, ChannelBroken, Listener, Netlayer, StreamChannel, unreachable
 from ocapn.netlayers.identity import kept, new_identity, to_keep
+from ocapn.netlayers.relaying import Registration, RelayedListener
 from ocapn.netlayers.tcp import MOST_ADDRESSES, TcpListener, connect, is_every_address, listen, race, tune
 from ocapn.noise.handshake import FIRST, NO_CODEC, SECOND, THIRD, NoiseHandshake, wanted
 from ocapn.noise.packets import Packets, packet
@@ -60,6 +61,9 @@ class NoiseNetlayer(Netlayer):
     bound. `codecs` are those that it speaks, the one it likes best first; of those that both sides speak, the one that
     listens chooses. Raises ValueError for more addresses, for no codec or one that is none, and where `host` is every
     address of the machine and `advertise` is empty; BadLocator for what is no address.
+
+    `relays` are locators (or their URIs) of relays, up to 8, through which it can be reached as well; with
+    `listen=False` through them alone.
     """
 
     transport = TRANSPORT
@@ -73,13 +77,14 @@ class NoiseNetlayer(Netlayer):
         identity: Identity | None = None,
         advertise: Sequence[str] = (),
         codecs: Sequence[str] = ("syrup", "cbor"),
+        relays: Sequence[PeerLocator | str] = (),
         listen: bool = True,
     ) -> None:
         unknown = [name for name in codecs if name not in CODECS]
         if unknown or not codecs:
             raise ValueError(f"codecs are some of {', '.join(CODECS)}, not {', '.join(unknown) or 'none'}")
-        if len(advertise) > MOST_ADDRESSES:
-            raise ValueError(f"a locator names up to {MOST_ADDRESSES} addresses")
+        if len(advertise) > MOST_ADDRESSES or len(relays) > MOST_ADDRESSES:
+            raise ValueError(f"a locator names up to {MOST_ADDRESSES} addresses, and as many relays")
         for address in advertise:
             parse_address(address)
         if listen and not advertise and is_every_address(host):
@@ -88,6 +93,12 @@ class NoiseNetlayer(Netlayer):
         self._port = port
         self._advertise = tuple(advertise)
         self._listen = listen
+        self._relays = [PeerLocator.parse(relay) if isinstance(relay, str) else relay for relay in relays]
+        for relay in self._relays:
+            if relay.transport != TRANSPORT:
+                raise BadLocator(f"the locator of a relay is one of {TRANSPORT}, not {relay.uri}")
+            public_key_of(relay.designator)
+            self.places(relay)
         self._drawn = identity is None
         self._identity = identity or new_identity()
         self._codecs = tuple(CODECS[name].number for name in codecs)
@@ -109,8 +120,28 @@ class NoiseNetlayer(Netlayer):
         return PeerLocator(TRANSPORT, self._identity.designator, hints)
 
     async def listen(self, limits: Limits) -> Listener | None:
-        if not self._listen:
-            return None
+        direct = await self._listen_here(limits) if self._listen else None
+        if not self._relays:
+            return direct
+        addresses = dict.fromkeys(address for relay in self._relays for address in _addresses(relay, "addr"))
+        self.location = self._located({**self.location.hints, "relay": ",".join(addresses)})
+        listener = RelayedListener(self.location, direct)
+        listener.registrations += [Registration(self, relay, limits, listener.take) for relay in self._relays]
+        try:
+            await listener.register()
+        except BaseException:
+            await listener.aclose()
+            raise
+        return listener
+
+    async def _listen_here(self, limits: Limits) -> Listener:
+        listener = await self.bind()
+        return TcpListener(
+            listener, self.location, lambda stream, source: self.accepted(stream, limits, source)
+        )
+
+    async def bind(self) -> trio.SocketListener:
+        """Listens, after which `location` says where. Raises ConnectFailed."""
         listener = await listen(self._host, self._port)
         bound, self.port = listener.socket.getsockname()[:2]
         if not self._advertise and is_every_address(bound):  # as "0" and "" are too
@@ -119,16 +150,28 @@ class NoiseNetlayer(Netlayer):
         self.location = self._located(
             {"addr": ",".join(self._advertise or (write_address(bound, self.port),))}
         )
-        return TcpListener(
-            listener, self.location, lambda stream, source: NoiseChannel(stream, limits, self, source)
-        )
+        return listener
+
+    def accepted(self, stream: trio.SocketStream, limits: Limits, source: str) -> Channel:
+        """The channel on a connection that wants this peer."""
+        return NoiseChannel(stream, limits, self, source)
+
+    @staticmethod
+    def places(locator: PeerLocator) -> list[tuple[str, int]]:
+        """Hosts and ports at which a peer is, or a relay that has a way to it. Raises BadLocator."""
+        addresses = _addresses(locator, "addr") + _addresses(locator, "relay")
+        if not addresses:
+            raise BadLocator(
+                "a noise locator needs the hint addr, or relay: host:port, or several with commas between"
+            )
+        return [parse_address(address) for address in addresses]
 
     async def dial(self, locator: PeerLocator, limits: Limits) -> Channel:
         wanted = public_key_of(locator.designator)
-        addresses = _addresses(locator)
+        places = self.places(locator)
         try:
             channel = await race(
-                [partial(self._reach, address, wanted, limits) for address in addresses], NoiseChannel.aclose
+                [partial(self._reach, place, wanted, limits) for place in places], NoiseChannel.aclose
             )
         except OSError as error:
             raise unreachable(locator, error) from error
@@ -137,9 +180,9 @@ class NoiseNetlayer(Netlayer):
             raise ConnectFailed(f"cannot talk to {locator.uri}: {_NO_COMMON_CODEC}", lasting=True)
         return channel
 
-    async def _reach(self, address: str, wanted: bytes, limits: Limits) -> NoiseChannel:
+    async def _reach(self, place: tuple[str, int], wanted: bytes, limits: Limits) -> NoiseChannel:
         try:
-            stream = await connect(*parse_address(address))
+            stream = await connect(*place)
             tune(stream)
             channel = NoiseChannel(stream, limits, self)
             try:
@@ -148,7 +191,7 @@ class NoiseNetlayer(Netlayer):
                 await channel.aclose()
                 raise
         except (OSError, ChannelBroken) as error:
-            raise ChannelBroken(f"{address}: {error}") from error
+            raise ChannelBroken(f"{write_address(*place)}: {error}") from error
         return channel
 
     def check_wanted(self, first: bytes) -> None:
@@ -164,14 +207,11 @@ class NoiseNetlayer(Netlayer):
         )
 
 
-def _addresses(locator: PeerLocator) -> list[str]:
-    addresses = locator.hints.get("addr", "").split(",")
-    if not locator.hints.get("addr"):
-        raise BadLocator("a noise locator needs the hint addr: host:port, or several with commas between")
+def _addresses(locator: PeerLocator, hint: str) -> list[str]:
+    given = locator.hints.get(hint)
+    addresses = given.split(",") if given else []
     if len(addresses) > MOST_ADDRESSES:
-        raise BadLocator(f"a noise locator names up to {MOST_ADDRESSES} addresses")
-    for address in addresses:
-        parse_address(address)
+        raise BadLocator(f"a noise locator names up to {MOST_ADDRESSES} addresses, and as many of relays")
     return addresses
 
 
@@ -180,12 +220,18 @@ class NoiseChannel(StreamChannel):
     """Messages in Syrup frames, and those in encrypted packets."""
 
     def __init__(
-        self, stream: trio.SocketStream, limits: Limits, netlayer: NoiseNetlayer, source: str = ""
+        self,
+        stream: trio.SocketStream,
+        limits: Limits,
+        netlayer: NoiseNetlayer,
+        source: str = "",
+        early: bytes = b"",
     ) -> None:
+        """`early` is what was read from the stream already."""
         super().__init__(stream, limits, SYRUP_FRAMES, source)
         self._netlayer = netlayer
         self._packets: Packets | None = None
-        self._early = b""  # what has come with a packet of the handshake
+        self._early = early  # what has come with a packet of the handshake, or before
         #: Whether the two sides have a codec in common.
         self.agreed = False
 
