@@ -1,7 +1,8 @@
 """A relay: peers that may not be dialled are reached through it (spec/netlayers.md, Relays).
 
 It reads which peer a connection wants, which stands in clear at the beginning of the noise handshake, and passes on
-what follows to that peer and back. It has no key to it: it can delay and end what it passes on, and know who wants whom.
+what follows to that peer and back. It has no key to it: it can delay and end what it passes on, and know who wants
+whom.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from ocapn import __version__
-from ocapn.cli import baggage, call, demo, locator, serve, status, syrup
+from ocapn.cli import baggage, call, demo, locator, relay, serve, status, syrup
 from ocapn.cli.command import Command
 from ocapn.cli.exits import ExitCode, Failure, Stopped, failure_of, table
 from ocapn.cli.output import complain, complain_with_traceback, debugging, discard_output, flush_output
@@ -16,7 +16,7 @@ COMMANDS = {
     command.name: command
     for command in (
         *(demo.COMMAND, serve.COMMAND, call.COMMAND, status.COMMAND),
-        *(baggage.COMMAND, locator.COMMAND, syrup.COMMAND),
+        *(relay.COMMAND, baggage.COMMAND, locator.COMMAND, syrup.COMMAND),
     )
 }
 

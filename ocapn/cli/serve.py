@@ -40,7 +40,7 @@ from ocapn.errors import BadLocator, ConnectFailed
 from ocapn.model.locators import PeerLocator, SturdyRef
 from ocapn.netlayers.base import Netlayer
 from ocapn.netlayers.identity import identity_file
-from ocapn.netlayers.noise import parse_address
+from ocapn.netlayers.noise import NoiseNetlayer, parse_address
 from ocapn.netlayers.tcp import MOST_ADDRESSES
 from ocapn.opening import open_peer
 from ocapn.peer import Peer
@@ -179,6 +179,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PLACE",
         help="where others dial the peer, if not where it listens: HOST:PORT for noise, which may be repeated; the URL "
         "of a proxy, ws:// or wss://, for websocket",
+    )
+    parser.add_argument(
+        "--relay",
+        action="append",
+        default=[],
+        metavar="URI",
+        help="the locator of a relay, as 'ocapn relay' prints it, through which the peer can be reached over noise "
+        "too: --listen noise for a peer that nobody can dial. May be repeated",
     )
     parser.add_argument(
         "--tls-certificate",
@@ -366,6 +374,13 @@ def _asked(given: argparse.Namespace, urls: Sequence[str]) -> Asked:
         raise Failure(
             ExitCode.USAGE, "--tor-socks, --tor-control and --tor-password-file are for --listen onion"
         )
+    if given.relay and "noise" not in schemes:
+        raise Failure(ExitCode.USAGE, "--relay is for --listen noise://, or --listen noise")
+    try:
+        relays = tuple(map(PeerLocator.parse, given.relay))
+        NoiseNetlayer(relays=relays)
+    except (BadLocator, ValueError) as error:
+        raise Failure(ExitCode.USAGE, f"--relay: {error}") from None
     url, addresses = None, []
     for place in given.advertise:
         is_url = place.startswith(("ws://", "wss://"))
@@ -388,6 +403,7 @@ def _asked(given: argparse.Namespace, urls: Sequence[str]) -> Asked:
     return Asked(
         designator=given.designator,
         advertise=tuple(addresses),
+        relays=relays,
         url=url,
         certificate=given.tls_certificate,
         key=given.tls_key,

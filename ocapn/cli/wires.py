@@ -30,7 +30,7 @@ SOCKS_HELP: Final = "where Tor takes connections that go out (default: 127.0.0.1
 LISTEN_HELP: Final = (
     "where to listen: noise://HOST:PORT (encrypted, and both sides prove who they are: for any network), "
     "ws://HOST:PORT/PATH or wss://HOST:PORT/PATH (the transport websocket), "
-    "onion (a Tor onion service, reachable from anywhere and hidden), "
+    "noise alone (nowhere: reached through --relay), onion (a Tor onion service, reachable from anywhere and hidden), "
     "tcp://HOST:PORT (the transport tcp-testing-only, which has no security) or unix:///PATH (a socket file). "
     "Port 0 takes any free one. May be repeated, once for each transport. "
     f"Default: {DEFAULT}"
@@ -78,6 +78,8 @@ class Asked:
     identity: Identity | None = None
     #: Addresses for noise, a URL for websocket.
     advertise: tuple[str, ...] = ()
+    #: Through which noise is reached as well.
+    relays: tuple[PeerLocator, ...] = ()
     url: str | None = None
     #: Files with the certificate that those see who dial a websocket, and with its key.
     certificate: str | None = None
@@ -117,7 +119,11 @@ def listening(url: str, asked: Asked, last_port: int | None = None) -> Netlayer:
         return UnixNetlayer(parts.path, designator=asked.designator)
     if url == "onion":
         return _onion(asked)
-    raise _bad(url, "it begins with noise://, ws://, wss://, tcp:// or unix://, or is onion")
+    if url == "noise":
+        if not asked.relays:
+            raise _bad(url, "a peer that listens nowhere is reached through a relay: --relay URI")
+        return NoiseNetlayer(identity=asked.identity, relays=asked.relays, listen=False)
+    raise _bad(url, "it begins with noise://, ws://, wss://, tcp:// or unix://, or is noise or onion")
 
 
 def warn_of(url: str, asked: Asked) -> None:
@@ -139,7 +145,9 @@ def _bad(url: str, why: str) -> Failure:
 
 def _noise(host: str, port: int, asked: Asked) -> Netlayer:
     try:
-        return NoiseNetlayer(host, port, identity=asked.identity, advertise=asked.advertise)
+        return NoiseNetlayer(
+            host, port, identity=asked.identity, advertise=asked.advertise, relays=asked.relays
+        )
     except ValueError:
         raise Failure(
             ExitCode.USAGE,
