@@ -13,7 +13,9 @@ and the ratio is what counts: machines differ, and are shared.
     turn_100k_slots   1,000 calls under way to a peer with a baggage and 100,000 slots; against one with 100
     opening_100k_slots  a baggage with 100,000 exported objects and a peer with it are opened; against once a second
     resume            a cut, and the next answer, a baggage on both sides; against a new session and its first answer
-    noise_*, unix_*   sequential, outstanding_1000 and sessions over these netlayers; against tcp-testing-only
+    noise_*, unix_*, websocket_*, cbor_*, relay_*, onion_*
+                      sequential, outstanding_1000 and sessions over these netlayers (cbor is noise in that codec, onion
+                      goes through what stands in for Tor); against tcp-testing-only
     syrup_*           a 150-byte deliver and a 10 kB value; against cbor2 on the same value
 """
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import attrs
 
@@ -60,12 +61,18 @@ def thousands(count: float) -> int:
 @contextmanager
 def server(*options: str) -> Iterator[tuple[str, int]]:
     """The served process: the sturdyref's URI, and the port of the raw echo."""
+    with served(*options) as told:
+        yield told["uri"], told["raw"]
+
+
+@contextmanager
+def served(*options: str) -> Iterator[dict[str, Any]]:
+    """The served process: what it says first."""
     command = [sys.executable, "-m", "tests.bench.server", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        told = json.loads(process.stdout.readline())
-        yield told["uri"], told["raw"]
+        yield json.loads(process.stdout.readline())
     finally:
         process.kill()
         process.wait()

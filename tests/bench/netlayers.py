@@ -9,10 +9,13 @@ from typing import Final
 import trio
 
 import ocapn
+from ocapn.netlayers.base import Netlayer
+from ocapn.netlayers.onion import OnionNetlayer
+from ocapn.netlayers.websocket import WebSocketNetlayer
 from tests.bench import calls
-from tests.bench.figures import Figure, pair, rate, server, thousands
+from tests.bench.figures import Figure, pair, rate, served, server, thousands
 
-_TRANSPORTS: Final = ("noise", "unix")
+_TRANSPORTS: Final = ("noise", "unix", "websocket", "cbor", "relay", "onion")
 NAMES: Final = tuple(
     f"{transport}_{work}"
     for transport in _TRANSPORTS
@@ -25,18 +28,23 @@ def measure(scale: float, names: Sequence[str]) -> dict[str, Figure]:
     for transport in _TRANSPORTS:
         works = [name.partition("_")[2] for name in names if name.startswith(f"{transport}_")]
         if works:
-            with server("--netlayer", transport) as (uri, _), server() as (plain, _):
+            with served("--netlayer", transport) as told, server() as (plain, _):
                 for work in works:
-                    figures[f"{transport}_{work}"] = trio.run(_beside, uri, plain, scale, work)
+                    figures[f"{transport}_{work}"] = trio.run(
+                        _beside, told["uri"], told["socks"], plain, scale, work
+                    )
     return figures
 
 
-async def _beside(uri: str, plain: str, scale: float, work: str) -> Figure:
-    netlayers = [
+async def _beside(uri: str, socks: str | None, plain: str, scale: float, work: str) -> Figure:
+    netlayers: list[Netlayer] = [
         ocapn.NoiseNetlayer(listen=False),
         ocapn.UnixNetlayer(),
         ocapn.TcpTestingNetlayer(listen=False),
+        WebSocketNetlayer(listen=False),
     ]
+    if socks is not None:
+        netlayers.append(OnionNetlayer(listen=False, socks=socks))
     async with ocapn.open_peer(netlayers) as peer:
         if work == "sessions":
             count = int(200 * scale)

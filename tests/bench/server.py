@@ -6,15 +6,21 @@ import argparse
 import json
 import os
 import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Final
 
 import trio
 
 import durable
 import ocapn
 from ocapn.netlayers.base import Netlayer
+from ocapn.netlayers.websocket import WebSocketNetlayer
+from ocapn.relay import Relay, RelayLimits
 from tests.bench.kept import Counter
 from tests.bench.large import LIMITS, Maker
+from tests.netlayers.tor import fake_tor
 
 
 class Served(ocapn.Target):
@@ -50,24 +56,47 @@ async def _echo(stream: trio.SocketStream) -> None:
         pass  # the client measured what it wanted and left
 
 
-def listening(transport: str) -> Netlayer:
-    """The netlayer of that transport, on this machine."""
-    if transport == "noise":
-        return ocapn.NoiseNetlayer()
-    if transport == "unix":
-        return ocapn.UnixNetlayer(Path(tempfile.mkdtemp()) / "socket")
-    return ocapn.TcpTestingNetlayer()
+#: Of `--netlayer`. `cbor` is noise in that codec; `relay` is noise through a relay, and `onion` goes through what
+#: stands in for Tor, both in the served process.
+NETLAYERS: Final = ("tcp", "noise", "unix", "websocket", "cbor", "relay", "onion")
 
 
-async def serve(baggage: durable.Baggage | None, served: ocapn.Target, netlayer: Netlayer) -> None:
+@asynccontextmanager
+async def listening(name: str) -> AsyncIterator[tuple[Netlayer, str | None]]:
+    """The netlayer on this machine, and where Tor is for those who dial it."""
+    if name == "onion":
+        async with fake_tor() as tor:
+            yield tor.netlayer(listen=True), tor.socks
+        return
+    async with trio.open_nursery() as nursery:
+        match name:
+            case "noise":
+                netlayer: Netlayer = ocapn.NoiseNetlayer()
+            case "cbor":
+                netlayer = ocapn.NoiseNetlayer(codecs=["cbor"])
+            case "relay":
+                relay = await nursery.start(Relay(limits=RelayLimits(rate=1 << 40)).run)
+                netlayer = ocapn.NoiseNetlayer(listen=False, relays=[relay])
+            case "unix":
+                netlayer = ocapn.UnixNetlayer(Path(tempfile.mkdtemp()) / "socket")
+            case "websocket":
+                netlayer = WebSocketNetlayer()
+            case _:
+                netlayer = ocapn.TcpTestingNetlayer()
+        yield netlayer, None
+        nursery.cancel_scope.cancel()
+
+
+async def serve(baggage: durable.Baggage | None, served: ocapn.Target, name: str) -> None:
     """Serves until killed."""
     async with (
+        listening(name) as (netlayer, socks),
         ocapn.open_peer([netlayer], baggage=baggage, limits=LIMITS) as peer,
         trio.open_nursery() as nursery,
     ):
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        uri = peer.export(served).uri
-        print(json.dumps({"uri": uri, "raw": listener.socket.getsockname()[1]}), flush=True)
+        told = {"uri": peer.export(served).uri, "raw": listener.socket.getsockname()[1], "socks": socks}
+        print(json.dumps(told), flush=True)
         nursery.start_soon(trio.serve_listeners, _echo, [listener])
 
 
@@ -78,13 +107,13 @@ def main() -> None:
     parser.add_argument("--baggage", help="keep a counter in this directory")
     parser.add_argument("--counts", action="store_true", help="serve a counter")
     parser.add_argument("--makes", action="store_true", help="serve a maker of counters")
-    parser.add_argument("--netlayer", default="tcp", help="tcp, noise or unix")
+    parser.add_argument("--netlayer", default="tcp", choices=NETLAYERS)
     given = parser.parse_args()
     if given.pin is not None:
         os.sched_setaffinity(0, {given.pin})
     baggage = None if given.baggage is None else durable.open_baggage(given.baggage)
     served = Maker() if given.makes else Counter() if given.counts else Served()
-    trio.run(serve, baggage, served, listening(given.netlayer))
+    trio.run(serve, baggage, served, given.netlayer)
 
 
 if __name__ == "__main__":

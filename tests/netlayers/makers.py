@@ -34,6 +34,10 @@ def noise(*, listen: bool) -> NoiseNetlayer:
     return NoiseNetlayer(listen=listen)
 
 
+def noise_in_cbor(*, listen: bool) -> NoiseNetlayer:
+    return NoiseNetlayer(listen=listen, codecs=["cbor"])
+
+
 def websocket(*, listen: bool) -> WebSocketNetlayer:
     return WebSocketNetlayer(listen=listen)
 

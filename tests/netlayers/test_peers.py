@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+import trio.lowlevel
 
 import ocapn
-from ocapn import Backpressure, E, Limits, Target, is_settled, method, open_peer
+from ocapn import Backpressure, E, Limits, Target, is_settled, method, open_peer, send_only
 from ocapn.netlayers.unix import CREDENTIALS
 from ocapn.testing import MakeNetlayer
 from tests.netlayers import makers
@@ -23,6 +24,7 @@ from tests.support import trio_test_real
 #: By transport, whether who dials is authenticated too, and who listens.
 PROVED = {
     "noise": (True, True),
+    "noise in CBOR": (True, True),
     "websocket": (False, True),
     "onion": (False, True),
     "tcp": (False, False),
@@ -38,6 +40,7 @@ async def making(transport: str, directory: Path) -> AsyncIterator[MakeNetlayer]
         return
     made: dict[str, MakeNetlayer] = {
         "noise": makers.noise,
+        "noise in CBOR": makers.noise_in_cbor,
         "websocket": makers.websocket,
         "tcp": makers.tcp("syrup"),
         "unix": makers.unix(directory),
@@ -137,5 +140,51 @@ def test_a_peer_that_does_not_read_holds_up_its_own_session_alone(transport: str
                 reads.set()
             for answer in sent:
                 assert await answer == data
+
+    run()
+
+
+@pytest.mark.parametrize("transport", PROVED)
+def test_a_fast_sender_does_not_starve_others(transport: str, tmp_path: Path) -> None:
+    """What it has sent before is what others wait for, and that is bounded, however much it goes on to send."""
+
+    class Sink(Target):
+        taken = 0
+
+        @method
+        def take(self, data: bytes) -> None:
+            self.taken += 1
+
+    @trio_test_real
+    async def run() -> None:
+        async with (
+            making(transport, tmp_path) as make,
+            open_peer([make(listen=True)]) as there,
+            open_peer([make(listen=False)]) as fast,
+            open_peer([make(listen=False)]) as other,
+        ):
+            sink = Sink()
+            to_sink, echo = await far(there, fast, sink), await far(there, other, Echo())
+            session = between(fast, there)
+
+            async def flood() -> None:
+                while True:
+                    await session.writable()
+                    with suppress(Backpressure):
+                        for _ in range(1000):
+                            send_only(to_sink).take(bytes(200))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(flood)
+                while sink.taken < 5000:
+                    await trio.lowlevel.checkpoint()
+                behind = []
+                for n in range(20):
+                    before = sink.taken
+                    assert await E(echo).echo(n) == n
+                    behind.append(sink.taken - before)
+                nursery.cancel_scope.cancel()
+            assert max(behind) > 0, "nothing came of the fast one meanwhile"
+            assert max(behind) < 3 * Limits().queued_turns
 
     run()
