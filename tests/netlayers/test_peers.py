@@ -185,6 +185,6 @@ def test_a_fast_sender_does_not_starve_others(transport: str, tmp_path: Path) ->
                     behind.append(sink.taken - before)
                 nursery.cancel_scope.cancel()
             assert max(behind) > 0, "nothing came of the fast one meanwhile"
-            assert max(behind) < 3 * Limits().queued_turns
+            assert max(behind) < 1500  # a few of what is taken from a connection at once (`ocapn.connection._BATCH`)
 
     run()
