@@ -40,7 +40,7 @@ SILENCE: Final = 60.0
 _FIRST_DELAY: Final = 0.5
 _MOST_DELAY: Final = 60.0
 #: Connections that a relay has told of and that are not taken yet; more are left to it.
-_MOST_WAITING: Final = 64
+MOST_WAITING: Final = 64
 #: Characters of where a connection comes from, as the relay says.
 _MOST_SOURCE: Final = 100
 
@@ -164,7 +164,7 @@ class Registration:
             case Record(label=label, fields=[]) if label is _ALIVE:
                 pass
             case Record(label=label, fields=[bytes(token), str(source)]) if label is _WANTED:
-                if len(token) == TOKEN and self._waiting < _MOST_WAITING:
+                if len(token) == TOKEN and self._waiting < MOST_WAITING:
                     self._waiting += 1
                     nursery.start_soon(self._fetch, token, source[:_MOST_SOURCE])
             case _:

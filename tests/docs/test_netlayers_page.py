@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import ocapn
-from ocapn.netlayers import onion, tcp, tor, websocket
+from ocapn import relay
+from ocapn.netlayers import onion, relaying, tcp, tor, websocket
 from ocapn.noise import handshake, packets, protocol
 from tests.docs.support import ROOT, check_first_example
 
@@ -45,3 +46,19 @@ def test_the_figures_of_onion() -> None:
         in PAGE
     )
     assert (tor.PATIENCE, onion.FIRST_DELAY, onion.MOST_DELAY) == (10, 0.5, 60)
+
+
+def test_the_figures_of_relays() -> None:
+    limits = relay.RelayLimits()
+    for figure in (
+        f"{limits.clients:,} registered peers",
+        f"{limits.connections} connections, of which it has not taken up to {limits.waiting}",
+        f"{limits.per_source} connections from one source",
+        f"{limits.total:,} in all",
+        f"{limits.rate >> 20} MiB/s",
+        f"{limits.handshake:.0f} s for a first packet",
+        f"every {relaying.ALIVE:.0f} s, and take the other for gone after {relaying.SILENCE:.0f} s",
+        f"`{relaying.TAKES.decode()}` and the",
+        f"takes up to {relaying.MOST_WAITING} at once",
+    ):
+        assert figure in PAGE, figure
