@@ -32,7 +32,7 @@ from .encoding import (
     signature,
 )
 from .peer import CAR_FACTORY_BUILDER, ECHO, GREETER
-from .support import FETCH_NONE, pair_of, world
+from .support import FETCH_NONE, alive, pair_of, world
 
 # op:deliver
 
@@ -373,6 +373,17 @@ async def test_a_malformed_argument_in_cbor_aborts(name: str) -> None:
         assert "malformed" in reason
         assert rule in reason
         assert not found.peer.sessions
+
+
+@pytest.mark.codec("cbor")
+@pytest.mark.parametrize("name", MALFORMED_CBOR)
+@trio_test_real
+async def test_malformed_cbor_in_place_of_the_start(name: str) -> None:
+    async with world() as found:
+        client = await (await found.place("client")).connect(found.uri)
+        await client.send_bytes(bytes.fromhex(MALFORMED_CBOR[name][0]))
+        assert await client.aborted()
+        assert await alive(await found.session("another"))
 
 
 @pytest.mark.codec("cbor")
