@@ -376,7 +376,7 @@ async def test_a_malformed_argument_in_cbor_aborts(name: str) -> None:
 
 
 @pytest.mark.codec("cbor")
-@pytest.mark.parametrize("name", MALFORMED_CBOR)
+@pytest.mark.parametrize("name", [name for name in MALFORMED_CBOR if name != "operation inside"])
 @trio_test_real
 async def test_malformed_cbor_in_place_of_the_start(name: str) -> None:
     async with world() as found:
