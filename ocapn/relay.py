@@ -8,6 +8,7 @@ whom.
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -56,9 +57,9 @@ class RelayLimits:
     #: Peers that are registered.
     clients: int = attrs.field(default=1_000, validator=_positive)
     #: Connections to one registered peer, those it has not taken yet included.
-    connections: int = attrs.field(default=100, validator=_positive)
+    connections: int = attrs.field(default=256, validator=_positive)
     #: Of those, how many it has not taken yet.
-    waiting: int = attrs.field(default=16, validator=_positive)
+    waiting: int = attrs.field(default=64, validator=_positive)
     #: Connections from one source, registrations included: an address, of IPv6 the first half.
     per_source: int = attrs.field(default=64, validator=_positive)
     #: Connections in all: each needs two file descriptors once it is passed on.
@@ -110,7 +111,7 @@ class _Traffic:
         self.connections = 0
         self.waiting = 0
         self._rate = rate
-        self._paid = 0.0  # when all that was passed on may have been
+        self._paid = -math.inf  # when all that was passed on may have been
 
     async def pay(self, size: int) -> None:
         """Waits until so many bytes more may be passed on. What was not used in the last second is there."""

@@ -56,3 +56,8 @@ def trio_test_real(function: Callable[P, Awaitable[None]]) -> Callable[P, None]:
     del run.__wrapped__  # as above
     run.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
     return run
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    while not is_so():  # noqa: ASYNC110 - it is for other tasks
+        await trio.sleep(0.01)

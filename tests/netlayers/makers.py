@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+
+import trio
 
 from ocapn.netlayers.memory import MemoryNetlayer, MemoryNetwork
 from ocapn.netlayers.noise import NoiseNetlayer
 from ocapn.netlayers.tcp_testing import TcpTestingNetlayer
 from ocapn.netlayers.unix import UnixNetlayer
 from ocapn.netlayers.websocket import WebSocketNetlayer
+from ocapn.relay import Relay
 from ocapn.testing import MakeNetlayer
 
 
@@ -36,6 +41,19 @@ def noise(*, listen: bool) -> NoiseNetlayer:
 
 def noise_in_cbor(*, listen: bool) -> NoiseNetlayer:
     return NoiseNetlayer(listen=listen, codecs=["cbor"])
+
+
+@asynccontextmanager
+async def relayed() -> AsyncIterator[MakeNetlayer]:
+    """Peers that listen nowhere, and are reached through one relay."""
+    async with trio.open_nursery() as nursery:
+        relay = await nursery.start(Relay().run)
+
+        def make(*, listen: bool) -> NoiseNetlayer:
+            return NoiseNetlayer(listen=False, relays=[relay] if listen else [])
+
+        yield make
+        nursery.cancel_scope.cancel()
 
 
 def websocket(*, listen: bool) -> WebSocketNetlayer:

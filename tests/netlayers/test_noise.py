@@ -40,7 +40,7 @@ from ocapn.noise.protocol import KeyPair
 from ocapn.testing import check_netlayer
 from tests.netlayers import makers
 from tests.peer.support import Echo, Recorder, between, far
-from tests.support import trio_test_real
+from tests.support import trio_test_real, until
 
 ALICE, BOB, MALLORY = (Identity(bytes([number]) * 32) for number in (1, 2, 3))
 NOBODY = "127.0.0.1:1"
@@ -48,11 +48,6 @@ NOBODY = "127.0.0.1:1"
 
 def at(address: str, identity: Identity = BOB) -> PeerLocator:
     return PeerLocator("noise", identity.designator, {"addr": address})
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    while not is_so():  # noqa: ASYNC110 - it is for other tasks
-        await trio.sleep(0.01)
 
 
 def address_of(peer: Peer) -> str:

@@ -25,6 +25,7 @@ from tests.support import trio_test_real
 PROVED = {
     "noise": (True, True),
     "noise in CBOR": (True, True),
+    "relay": (True, True),
     "websocket": (False, True),
     "onion": (False, True),
     "tcp": (False, False),
@@ -37,6 +38,10 @@ async def making(transport: str, directory: Path) -> AsyncIterator[MakeNetlayer]
     if transport == "onion":
         async with fake_tor() as tor:
             yield tor.netlayer
+        return
+    if transport == "relay":
+        async with makers.relayed() as make:
+            yield make
         return
     made: dict[str, MakeNetlayer] = {
         "noise": makers.noise,

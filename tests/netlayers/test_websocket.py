@@ -31,7 +31,7 @@ from ocapn.netlayers.websocket import WebSocketChannel, WebSocketNetlayer
 from ocapn.testing import check_netlayer
 from tests.netlayers import makers
 from tests.peer.support import Echo, Recorder, between, far
-from tests.support import trio_test_real
+from tests.support import trio_test_real, until
 
 ALICE, BOB, MALLORY = (Identity(bytes([number]) * 32) for number in (1, 2, 3))
 
@@ -63,11 +63,6 @@ def at(url: str, identity: Identity = BOB) -> PeerLocator:
 
 def url_of(peer: Peer) -> str:
     return peer.locator("websocket").hints["url"]
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    while not is_so():  # noqa: ASYNC110 - it is for other tasks
-        await trio.sleep(0.01)
 
 
 @trio_test_real
