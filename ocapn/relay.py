@@ -74,10 +74,19 @@ class RelayLimits:
 class _Client:
     """A registered peer: the connection over which it is told of others."""
 
-    def __init__(self, channel: NoiseChannel) -> None:
+    def __init__(self, channel: NoiseChannel, most: int) -> None:
+        """`most` is how many connections it is told of before it reads that."""
         self.channel = channel
         self.scope = trio.CancelScope()
-        self.tell, self._told = trio.open_memory_channel[bytes](float("inf"))  # as many as may wait
+        self._tell, self._told = trio.open_memory_channel[bytes](most)
+
+    def told(self, message: bytes) -> bool:
+        """Whether it can be told one thing more."""
+        try:
+            self._tell.send_nowait(message)
+        except trio.WouldBlock:
+            return False
+        return True
 
     async def run(self) -> None:
         """Until the peer is gone."""
@@ -235,7 +244,7 @@ class Relay:
         before = self._clients.get(designator)
         if before is not None:
             before.scope.cancel()
-        client = self._clients[designator] = _Client(channel)
+        client = self._clients[designator] = _Client(channel, self._limits.waiting)
         log.info("%s has registered, from %s", designator, source)
         try:
             with client.scope:
@@ -270,9 +279,9 @@ class Relay:
             self._tokens[token] = waiting
             traffic.waiting += 1
             try:
-                client.tell.send_nowait(write_wanted(token, source))
-                with trio.move_on_after(self._limits.handshake):
-                    await waiting.taken.wait()
+                if client.told(write_wanted(token, source)):
+                    with trio.move_on_after(self._limits.handshake):
+                        await waiting.taken.wait()
             finally:
                 traffic.waiting -= 1
                 self._tokens.pop(token, None)

@@ -74,11 +74,14 @@ _RECORD_HEAD: Final = b"\xd8\x1b"
 _SYMBOL_HEAD: Final = b"\xd9\x01\x18"
 
 
+_SMALL_HEADS: Final = tuple(bytes((first,)) for first in range(256))
+
+
 def _head(major: int, count: int) -> bytes:
     """What an array or map begins with."""
     first = major << 5
     if count < 24:
-        return bytes((first | count,))
+        return _SMALL_HEADS[first | count]
     if count < 1 << 8:
         return bytes((first | 24, count))
     if count < 1 << 16:
@@ -168,7 +171,7 @@ def _load(data: bytes, limits: Limits) -> object:
     except cbor2.CBORDecodeEOF:
         raise DecodeError("the message ends inside a value", len(data)) from None
     except cbor2.CBORDecodeError as error:
-        raise DecodeError(f"no CBOR: {error.__cause__ or error}", 0) from None
+        raise DecodeError(f"no CBOR: {str(error.__cause__ or error)[:200]}", 0) from None
 
 
 @final
@@ -248,12 +251,18 @@ class Decoder(Reading):
         parts = self._parts
         if kind is str or kind is bytes:
             parts.append(cbor2.dumps(raw))
-        elif isinstance(raw, bool):
-            parts.append(_TRUE if raw else _FALSE)
-        elif isinstance(raw, int):
+        elif isinstance(raw, int) and kind is int:
             if not -self._digit_bound < raw < self._digit_bound:
                 raise self._error(f"an integer of more than {digits(self.limits)} digits")
-            parts.append(_integer(raw))
+            parts.append(_INTEGERS[raw] if 0 <= raw < 1024 else _integer(raw))
+        elif isinstance(raw, list):
+            self._check_depth(depth)
+            parts.append(_head(_ARRAY, len(raw)))
+            depth += 1
+            for i, one in enumerate(raw):  # it was made for us, and is changed in place
+                raw[i] = self._value(one, depth)
+        elif isinstance(raw, bool):
+            parts.append(_TRUE if raw else _FALSE)
         elif isinstance(raw, float):
             parts.append(_float(raw))
         elif raw is None or raw is cbor2.undefined:
@@ -262,11 +271,8 @@ class Decoder(Reading):
             return Null if raw is None else None
         elif isinstance(raw, cbor2.CBORTag):
             return self._tag(raw.tag, raw.value, depth)
-        elif isinstance(raw, (list, Mapping)):
+        elif isinstance(raw, Mapping):
             self._check_depth(depth)
-            if isinstance(raw, list):
-                parts.append(_head(_ARRAY, len(raw)))
-                return [self._value(one, depth + 1) for one in raw]
             return self._struct(raw, depth)
         else:
             raise self._error("a simple value that the model does not have")

@@ -740,6 +740,13 @@ async def test_a_token_is_taken_once() -> None:
 
 
 @trio_test
+async def test_a_peer_that_does_not_read_is_told_of_a_bounded_number() -> None:
+    channel = mock.Mock(send=mock.AsyncMock(side_effect=ChannelBroken("gone")))
+    client = module._Client(channel, 3)
+    assert [client.told(b"") for _ in range(5)] == [True, True, True, False, False]
+
+
+@trio_test
 async def test_bytes_a_second() -> None:
     traffic = module._Traffic(1000)
     began = trio.current_time()
