@@ -152,7 +152,7 @@ class NoiseNetlayer(Netlayer):
         )
         return listener
 
-    def accepted(self, stream: trio.SocketStream, limits: Limits, source: str) -> Channel:
+    def accepted(self, stream: trio.SocketStream, limits: Limits, source: str) -> NoiseChannel:
         """The channel on a connection that wants this peer."""
         return NoiseChannel(stream, limits, self, source)
 
@@ -232,6 +232,8 @@ class NoiseChannel(StreamChannel):
         self._netlayer = netlayer
         self._packets: Packets | None = None
         self._early = early  # what has come with a packet of the handshake, or before
+        #: Set when the handshake has ended, or the connection.
+        self.begun = trio.Event()
         #: Whether the two sides have a codec in common.
         self.agreed = False
 
@@ -267,8 +269,13 @@ class NoiseChannel(StreamChannel):
         self.authenticated = designator_of(handshake.peer)
         self.binding = handshake.binding
         self._packets = handshake.packets()
+        self.begun.set()
         if self._early:
             self._framer.feed(self._unwrapped(b""))
+
+    async def aclose(self) -> None:
+        self.begun.set()
+        await super().aclose()
 
     async def _say(self, message: bytes) -> None:
         try:

@@ -39,7 +39,7 @@ SILENCE: Final = 60.0
 #: How long until a relay is tried again: the first time, and at most, seconds.
 _FIRST_DELAY: Final = 0.5
 _MOST_DELAY: Final = 60.0
-#: Connections that a relay has told of and that are not taken yet; more are left to it.
+#: Connections that a relay has told of and whose handshake has not ended; more are left to it.
 MOST_WAITING: Final = 64
 #: Characters of where a connection comes from, as the relay says.
 _MOST_SOURCE: Final = 100
@@ -166,7 +166,7 @@ class Registration:
             case Record(label=label, fields=[bytes(token), str(source)]) if label is _WANTED:
                 if len(token) == TOKEN and self._waiting < MOST_WAITING:
                     self._waiting += 1
-                    nursery.start_soon(self._fetch, token, source[:_MOST_SOURCE])
+                    nursery.start_soon(self._fetch, token, shown(source[:_MOST_SOURCE]))
             case _:
                 raise RemoteProtocolError("the relay says what a relay does not")
 
@@ -175,7 +175,9 @@ class Registration:
         try:
             with trio.move_on_after(self._limits.handshake):
                 stream = await self._dial(packet(TAKES + token))
-                await self._take(self._netlayer.accepted(stream, self._limits, source))
+                channel = self._netlayer.accepted(stream, self._limits, source)
+                await self._take(channel)
+                await channel.begun.wait()  # until then it counts: a relay may say any source
         except (OSError, trio.BrokenResourceError) as error:
             log.info("the relay %s had a connection that was not taken: %s", self._relay.uri, shown(error))
         finally:

@@ -59,6 +59,6 @@ def test_the_figures_of_relays() -> None:
         f"{limits.handshake:.0f} s for a first packet",
         f"every {relaying.ALIVE:.0f} s, and take the other for gone after {relaying.SILENCE:.0f} s",
         f"`{relaying.TAKES.decode()}` and the",
-        f"takes up to {relaying.MOST_WAITING} at once",
+        f"has up to {relaying.MOST_WAITING} at once from one relay",
     ):
         assert figure in PAGE, figure

@@ -530,6 +530,38 @@ async def test_a_relay_that_tells_of_connections_without_end() -> None:
 
 
 @trio_test_real
+async def test_a_connection_counts_until_its_handshake_has_ended() -> None:
+    """Whatever source the relay says it is from."""
+    limits = RelayLimits(handshake=20.0)
+    async with relaying_at(Relay(identity=RELAY, limits=limits)) as relay, open_peer([hidden(relay)]) as b:
+        (_, listener), *_ = b._acceptor._listeners
+        assert isinstance(listener, relaying.RelayedListener)
+        (registration,) = listener.registrations
+        async with await stream_to(relay) as slow:
+            await slow.send_all(first_for(BOB))
+            await slow.receive_some(1)  # the second packet: it was taken
+            assert registration._waiting == 1
+            async with open_peer(dials()) as a:
+                await a.connect(b.locator())
+                await until(lambda: registration._waiting == 1)
+        await until(lambda: registration._waiting == 0)
+
+
+@trio_test_real
+async def test_where_a_connection_is_from_is_no_line_of_a_log(caplog: pytest.LogCaptureFixture) -> None:
+    evil = EvilRelay(*[write_wanted(bytes(TOKEN), "x\ny")])
+    taken: list[str] = []
+
+    async def fetch(self: Any, token: bytes, source: str) -> None:
+        taken.append(source)
+
+    with mock.patch.object(relaying.Registration, "_fetch", fetch):
+        async with evil.running() as relay, open_peer([hidden(relay)]):
+            await until(lambda: bool(taken))
+    assert taken == ["x\\ny"]
+
+
+@trio_test_real
 async def test_a_token_of_another_length_is_not_taken() -> None:
     evil = EvilRelay(write_wanted(bytes(31), ""), write_wanted(bytes(33), ""))
     with mock.patch.object(relaying.Registration, "_dial", side_effect=AssertionError):
