@@ -73,7 +73,9 @@ class Acceptor:
         connection = Connection(self._peer, netlayer, channel)
         source = f"{netlayer.transport} {channel.source}"
         count = self.unauthenticated.get(source, 0)
-        if count >= self._peer.limits.unauthenticated_per_source:
+        limits = self._peer.limits
+        in_all = sum(self.unauthenticated.values())
+        if count >= limits.unauthenticated_per_source or in_all >= limits.unauthenticated_in_all:
             log.warning("%s: too many connections without a session; one is closed", source)
             await channel.aclose()
             return

@@ -62,6 +62,8 @@ class Limits:
     silence: float = attrs.field(default=45.0, validator=_positive)
     #: Connections from one source that have not finished their handshake.
     unauthenticated_per_source: int = attrs.field(default=32, validator=_positive)
+    #: From all sources together: who has many addresses is to leave some of the files that a process may open.
+    unauthenticated_in_all: int = attrs.field(default=1_000, validator=_positive)
     #: Live imports and exports of a session together.
     slots: int = attrs.field(default=100_000, validator=_positive)
     #: Answers a session holds for the peer, and asks of it.

@@ -132,7 +132,7 @@ HALF: Final = b"400:<16'op:start-session3\"1.0[10'public-key"
 @trio_test_real
 async def test_many_silent_connections_with_the_limit_raised(data: bytes, many: int) -> None:
     """A good peer gets in beside them, each takes little memory, and all of it comes back."""
-    limits = Limits(unauthenticated_per_source=2 * MANY)
+    limits = Limits(unauthenticated_in_all=2 * MANY, unauthenticated_per_source=2 * MANY)
     with open_files(3 * MANY):
         async with scene(limits) as here:
             silent = Silent(here)

@@ -792,6 +792,22 @@ async def test_what_comes_after_an_abort_in_the_same_read_is_not_acted_on() -> N
 
 
 @trio_test
+async def test_connections_without_a_session_are_limited_in_all() -> None:
+    network = MemoryNetwork()
+    limits = Limits(unauthenticated_in_all=3)
+    async with open_peer([MemoryNetlayer(network, "a")], limits=limits) as a:
+        raws = [await Raw.dial(network, f"raw{n}", a.locator(), seed=n) for n in range(5)]
+        await settle()
+        assert [link.alive for link in network.links if link.a.startswith("raw")] == 3 * [True] + 2 * [False]
+        await raws[0].hello()  # a session, which counts no more
+        await settle()
+        late = await Raw.dial(network, "late", a.locator())
+        await late.hello()
+        await settle()
+        assert len(a.sessions) == 2
+
+
+@trio_test
 async def test_connections_without_a_session_are_limited_by_source() -> None:
     network = MemoryNetwork()
     async with open_peer([MemoryNetlayer(network, "a")], limits=Limits(unauthenticated_per_source=3)) as a:
