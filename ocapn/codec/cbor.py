@@ -305,7 +305,7 @@ class Decoder(Reading):
             if type(value) is not bytes:
                 raise self._error("encoded CBOR is a byte string in the tag 24")
             parts.append(_embedded(value))
-            if self._inner is self._labels.arguments:
+            if self._inner is self._labels.arguments or depth != self._depth + 1:
                 raise self._error("encoded CBOR is no value")
             return _Embedded(value)
         if not isinstance(value, list):
@@ -468,7 +468,12 @@ def decode(data: bytes, limits: Limits) -> object:
 
 
 def _as_record(label: Symbol) -> Constructor:
-    return lambda items, reading: Record(label, items[1:])
+    def made(items: list[object], reading: Reading) -> object:
+        if any(type(item) is _Embedded for item in items):
+            raise ValueError("encoded CBOR is no value")
+        return Record(label, items[1:])
+
+    return made
 
 
 def _as_tagged(items: list[object], reading: Reading) -> object:

@@ -330,6 +330,18 @@ def test_a_mangled_operation_is_refused_or_another(data: st.DataObject) -> None:
     mangled = data.draw(strategies.mangled(st.just(whole), _PIECES))
     with suppress(DecodeError):
         CBOR.decoder(LIMITS).decode(mangled)
+    with suppress(DecodeError):
+        notation(mangled)
+
+
+@pytest.mark.parametrize(
+    "digits", ["d81841f4", "d81b82656162 6f7274d81841f4", "d81b8265 61626f727481d81841f4"]
+)
+def test_encoded_cbor_in_another_place(digits: str) -> None:
+    data = bytes.fromhex(digits)
+    for read in (CBOR.decoder(LIMITS).decode, notation):
+        with pytest.raises(DecodeError, match=r"encoded CBOR is no value|a reason is a string"):
+            read(data)
 
 
 @pytest.mark.parametrize("name", CODECS)
