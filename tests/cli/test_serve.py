@@ -232,7 +232,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             ["--listen", "foo"],
             2,
-            "--listen foo: it begins with noise://, ws://, wss://, tcp:// or unix://, or is onion; 'ocapn ",
+            "--listen foo: it begins with noise://, ws://, wss://, tcp:// or unix://, or is noise or onion; ",
         ),
         (["--listen", "tcp://h:99999"], 2, "--listen tcp://h:99999: Port out of range 0-65535; "),
         (["--listen", "tcp://:1"], 2, "--listen tcp://:1: it is tcp://HOST:PORT; "),
