@@ -181,6 +181,7 @@ class Relay:
                 if not counted:
                     log.info("too many connections from %s, or in all; one is closed", source)
                     return
+                first = None
                 with trio.move_on_after(self._limits.handshake):
                     first = await _first_packet(stream)
                 if first is None:

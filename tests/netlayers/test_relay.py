@@ -655,9 +655,31 @@ def test_who_says_nothing_more_is_closed_after_a_while(said: bytes) -> None:
             with trio.fail_after(5):
                 while not await ended(stream):
                     pass
-            assert relay._total == 0
+            await until(lambda: relay._total == 0)
+            await trio.testing.wait_all_tasks_blocked()  # what failed in the relay has ended it by now
+            async with await stream_to(at):
+                await until(lambda: relay._total == 1)
 
     run()
+
+
+@trio_test_real
+async def test_a_first_packet_that_comes_byte_by_byte() -> None:
+    """Its time is that of the whole."""
+    relay = Relay(identity=RELAY, limits=RelayLimits(handshake=0.3))
+    async with relaying_at(relay) as at, await stream_to(at) as stream:
+        sent = 0
+        with trio.fail_after(5), contextlib.suppress(trio.BrokenResourceError):
+            for byte in first_for(BOB):
+                await stream.send_all(bytes([byte]))
+                sent += 1
+                with trio.move_on_after(0.1):
+                    assert await ended(stream)
+                    break
+        assert sent < 10
+        await trio.testing.wait_all_tasks_blocked()
+        async with await stream_to(at):
+            await until(lambda: relay._total == 1)
 
 
 @pytest.mark.parametrize("limits", [RelayLimits(per_source=3), RelayLimits(total=3)])
