@@ -29,6 +29,7 @@ from ocapn.netlayers.relaying import (
     IS_ALIVE,
     REGISTER,
     REGISTERED,
+    SILENCE,
     TAKES,
     TOKEN,
     within_silence,
@@ -104,11 +105,15 @@ class _Client:
         message = REGISTERED
         try:
             while True:
-                await self.channel.send([message])
+                with trio.move_on_after(SILENCE) as in_time:
+                    await self.channel.send([message])
+                if in_time.cancelled_caught:
+                    raise ChannelBroken("it does not read")
                 message = IS_ALIVE
                 with trio.move_on_after(ALIVE):
                     message = await self._told.receive()
-        except ChannelBroken:
+        except ChannelBroken as error:
+            log.info("a registered peer is gone: %s", shown(error))
             both.cancel()
 
 

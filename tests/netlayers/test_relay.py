@@ -21,6 +21,7 @@ from ocapn.netlayers import relaying
 from ocapn.netlayers.base import Channel, ChannelBroken
 from ocapn.netlayers.noise import parse_address
 from ocapn.netlayers.relaying import (
+    IS_ALIVE,
     MOST_WAITING,
     REGISTER,
     REGISTERED,
@@ -798,6 +799,20 @@ async def test_a_peer_that_does_not_read_is_told_of_a_bounded_number() -> None:
     channel = mock.Mock(send=mock.AsyncMock(side_effect=ChannelBroken("gone")))
     client = module._Client(channel, 3)
     assert [client.told(b"") for _ in range(5)] == [True, True, True, False, False]
+
+
+@trio_test
+async def test_a_peer_that_does_not_read_is_gone_though_it_says_that_it_is_alive() -> None:
+    async def send(messages: list[bytes]) -> None:
+        await trio.sleep_forever()
+
+    async def receive(most: int) -> list[bytes]:
+        await trio.sleep(relaying.ALIVE)
+        return [IS_ALIVE]
+
+    client = module._Client(mock.Mock(send=send, receive=receive), 3)
+    with trio.fail_after(relaying.SILENCE + 1):
+        await client.run()
 
 
 @trio_test
