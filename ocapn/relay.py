@@ -42,6 +42,8 @@ from ocapn.noise.packets import packet
 
 log: Final = logging.getLogger("ocapn.relay")
 
+#: What a registered peer says is read this often, seconds: it has next to nothing to say.
+_PACE: Final = 1.0
 #: Bytes that are passed on at once.
 _PIECE: Final = 1 << 16
 
@@ -94,8 +96,10 @@ class _Client:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._write, nursery.cancel_scope)
             try:
-                while await within_silence(self.channel):
-                    pass  # that it is alive
+                while messages := await within_silence(self.channel):
+                    if any(message != IS_ALIVE for message in messages):
+                        raise RemoteProtocolError("it says what a registered peer does not")
+                    await trio.sleep(_PACE)
             except (ChannelBroken, RemoteProtocolError) as error:
                 log.info("a registered peer is gone: %s", shown(error))
             nursery.cancel_scope.cancel()

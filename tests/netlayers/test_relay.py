@@ -816,6 +816,30 @@ async def test_a_peer_that_does_not_read_is_gone_though_it_says_that_it_is_alive
 
 
 @trio_test
+async def test_a_peer_that_says_without_end_that_it_is_alive_is_not_read_faster() -> None:
+    read = 0
+
+    async def receive(most: int) -> list[bytes]:
+        nonlocal read
+        read += 1
+        assert read <= 101
+        await trio.lowlevel.checkpoint()
+        return [IS_ALIVE] * most
+
+    client = module._Client(mock.Mock(send=mock.AsyncMock(), receive=receive), 3)
+    with trio.move_on_after(100):
+        await client.run()
+    assert read > 90
+
+
+@trio_test
+async def test_a_peer_that_says_something_else_is_gone() -> None:
+    channel = mock.Mock(send=mock.AsyncMock(), receive=mock.AsyncMock(return_value=[IS_ALIVE, REGISTER]))
+    with trio.fail_after(1):
+        await module._Client(channel, 3).run()
+
+
+@trio_test
 async def test_bytes_a_second() -> None:
     traffic = module._Traffic(1000)
     began = trio.current_time()
