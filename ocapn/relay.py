@@ -351,11 +351,18 @@ async def _read(stream: trio.SocketStream, size: int) -> bytes:
 async def _copy(
     one: trio.SocketStream, other: trio.SocketStream, traffic: _Traffic, both: trio.CancelScope
 ) -> None:
-    """Until `one` says no more; if either breaks, so does the whole."""
+    """Until `one` says no more; if either breaks, so does the whole.
+
+    What comes the other way may go on then, but not be silent for long: who closes its connection seems to have said no
+    more, and hears nothing, so that the other could keep its place for ever.
+    """
     try:
         while data := await one.receive_some(_PIECE):
+            if both.deadline != math.inf:
+                both.deadline = trio.current_time() + SILENCE
             await traffic.pay(len(data))
             await other.send_all(data)
         await other.send_eof()
+        both.deadline = trio.current_time() + SILENCE
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         both.cancel()

@@ -794,6 +794,31 @@ async def test_a_token_is_taken_once() -> None:
         await channel.aclose()
 
 
+@pytest.mark.parametrize("ends", ["dialler", "peer"])
+@trio_test
+async def test_a_connection_that_one_side_has_ended_is_kept_while_the_other_speaks(ends: str) -> None:
+    relay = Relay(identity=RELAY)
+    dialler, of_dialler = trio.testing.memory_stream_pair()
+    peer, of_peer = trio.testing.memory_stream_pair()
+    one, other = (dialler, peer) if ends == "dialler" else (peer, dialler)
+    there: Any = of_dialler
+    taking: Any = of_peer
+    waiting = relay._tokens[b"token"] = module._Waiting(there, b"first", module._Traffic(1000))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(relay._taken, taking, b"token")
+        assert await peer.receive_some() == b"first"
+        await trio.sleep(2 * relaying.SILENCE)  # neither has ended
+        await one.send_eof()
+        assert await other.receive_some() == b""
+        for _ in range(3):
+            await trio.sleep(relaying.SILENCE - 1)
+            await other.send_all(b"on")
+            assert await one.receive_some() == b"on"
+        assert not waiting.done.is_set()
+        with trio.fail_after(relaying.SILENCE + 1):
+            await waiting.done.wait()
+
+
 @trio_test
 async def test_a_peer_that_does_not_read_is_told_of_a_bounded_number() -> None:
     channel = mock.Mock(send=mock.AsyncMock(side_effect=ChannelBroken("gone")))
