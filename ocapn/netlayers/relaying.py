@@ -175,6 +175,8 @@ class Registration:
         try:
             with trio.move_on_after(self._limits.handshake):
                 stream = await self._dial(packet(TAKES + token))
+                # What a relay says of sources counts for that relay alone, so that it shuts nobody out elsewhere.
+                source = f"{source} through the relay {self._relay.designator}"
                 channel = self._netlayer.accepted(stream, self._limits, source)
                 await self._take(channel)
                 await channel.begun.wait()  # until then it counts: a relay may say any source

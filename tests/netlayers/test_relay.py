@@ -99,7 +99,8 @@ async def test_both_sides_are_proved_and_the_locator_names_the_relay() -> None:
         (connection,) = b._connections.values()
         (other,) = a._connections.values()
         assert connection.channel.binding == other.channel.binding != b""
-        assert connection.channel.source == "127.0.0.1"  # that of the dialler, as the relay says
+        # that of the dialler, as the relay says
+        assert connection.channel.source == f"127.0.0.1 through the relay {RELAY.designator}"
 
 
 @trio_test_real
@@ -546,6 +547,23 @@ async def test_a_connection_counts_until_its_handshake_has_ended() -> None:
                 await a.connect(b.locator())
                 await until(lambda: registration._waiting == 1)
         await until(lambda: registration._waiting == 0)
+
+
+@trio_test_real
+async def test_sources_that_a_relay_names_shut_nobody_out_elsewhere() -> None:
+    async with (
+        relaying_at() as relay,
+        open_peer(
+            [NoiseNetlayer(identity=BOB, relays=[relay])], limits=Limits(unauthenticated_per_source=1)
+        ) as b,
+        await stream_to(relay) as slow,
+        open_peer(dials()) as a,
+    ):
+        await slow.send_all(first_for(BOB))
+        await slow.receive_some(1)
+        (source,) = b._acceptor.unauthenticated
+        assert source == f"noise 127.0.0.1 through the relay {RELAY.designator}"
+        await a.connect(PeerLocator("noise", BOB.designator, {"addr": b.locator().hints["addr"]}))
 
 
 @trio_test_real
