@@ -34,7 +34,6 @@ from ocapn.noise.handshake import FIRST
 from ocapn.noise.packets import packet
 from ocapn.relay import Relay, RelayLimits
 from ocapn.testing import check_netlayer
-from tests.netlayers import makers
 from tests.peer.support import Echo, Recorder, between
 from tests.support import trio_test, trio_test_real, until
 
@@ -83,9 +82,13 @@ def first_for(identity: Identity) -> bytes:
 
 @trio_test_real
 async def test_check_netlayer() -> None:
-    async with makers.relayed() as make:
-        nobody = PeerLocator("noise", BOB.designator, make(listen=True).location.hints)
-        await check_netlayer(make, malformed=[PeerLocator("noise", BOB.designator)], nobody=[nobody][:0])
+    async with relaying_at() as relay:
+
+        def make(*, listen: bool) -> NoiseNetlayer:
+            return hidden(relay, None) if listen else NoiseNetlayer(listen=False)
+
+        nobody = PeerLocator("noise", BOB.designator, {"relay": relay.hints["addr"]})
+        await check_netlayer(make, malformed=[PeerLocator("noise", BOB.designator)], nobody=[nobody])
 
 
 @trio_test_real
@@ -645,6 +648,7 @@ RELAY_LOCATOR = PeerLocator("noise", RELAY.designator, {"addr": "127.0.0.1:1"})
         first_for(BOB),
         first_for(RELAY) + b"\0\xa0" + bytes(160),
     ],
+    ids=range(9),
 )
 def test_what_is_not_meant_for_a_relay_is_closed_at_once(said: bytes) -> None:
     @trio_test_real
@@ -664,7 +668,7 @@ def test_what_is_not_meant_for_a_relay_is_closed_at_once(said: bytes) -> None:
     run()
 
 
-@pytest.mark.parametrize("said", [b"", b"\0", first_for(BOB)[:40], first_for(RELAY)])
+@pytest.mark.parametrize("said", [b"", b"\0", first_for(BOB)[:40], first_for(RELAY)], ids=range(4))
 def test_who_says_nothing_more_is_closed_after_a_while(said: bytes) -> None:
     @trio_test_real
     async def run() -> None:
