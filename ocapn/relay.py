@@ -60,10 +60,11 @@ class RelayLimits:
     #: Peers that are registered.
     clients: int = attrs.field(default=1_000, validator=_positive)
     #: Connections to one registered peer, those it has not taken yet included.
-    connections: int = attrs.field(default=256, validator=_positive)
+    connections: int = attrs.field(default=1_000, validator=_positive)
     #: Of those, how many it has not taken yet.
-    waiting: int = attrs.field(default=64, validator=_positive)
-    #: Connections from one source, registrations included: an address, of IPv6 the first half.
+    waiting: int = attrs.field(default=256, validator=_positive)
+    #: Connections from one source, registrations included: an address, of IPv6 the first half. Far below `waiting`, so
+    #: that a few sources keep nobody from a peer.
     per_source: int = attrs.field(default=64, validator=_positive)
     #: Connections in all: each needs two file descriptors once it is passed on.
     total: int = attrs.field(default=10_000, validator=_positive)
@@ -262,6 +263,7 @@ class Relay:
         finally:
             if self._clients.get(designator) is client:
                 del self._clients[designator]
+                self._forget(designator)
                 log.info("%s is registered no more", designator)
 
     def _refusal(self, designator: str) -> str | None:
@@ -299,8 +301,13 @@ class Relay:
                 await waiting.done.wait()
         finally:
             traffic.connections -= 1
-            if not traffic.connections:
-                del self._traffic[designator]
+            self._forget(designator)
+
+    def _forget(self, designator: str) -> None:
+        """What was passed on counts for as long as the peer is registered, or there is a connection to it."""
+        traffic = self._traffic.get(designator)
+        if traffic is not None and not traffic.connections and designator not in self._clients:
+            del self._traffic[designator]
 
     async def _taken(self, stream: trio.SocketStream, token: bytes) -> None:
         """The peer takes a connection: what comes on either goes out on the other."""

@@ -171,7 +171,10 @@ def _load(data: bytes, limits: Limits) -> object:
     except cbor2.CBORDecodeEOF:
         raise DecodeError("the message ends inside a value", len(data)) from None
     except cbor2.CBORDecodeError as error:
-        raise DecodeError(f"no CBOR: {str(error.__cause__ or error)[:200]}", 0) from None
+        why = str(error.__cause__ or error).partition("Duplicate map key: ")
+        if why[1]:  # what follows is the key, which the peer has chosen
+            raise DecodeError("a key stands twice in a struct", 0) from None
+        raise DecodeError(f"no CBOR: {why[0][:200]}", 0) from None
 
 
 @final

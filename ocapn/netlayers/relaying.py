@@ -40,7 +40,8 @@ SILENCE: Final = 60.0
 _FIRST_DELAY: Final = 0.5
 _MOST_DELAY: Final = 60.0
 #: Connections that a relay has told of and whose handshake has not ended; more are left to it.
-MOST_WAITING: Final = 64
+#: Far above what a peer lets one source have (`Limits.unauthenticated_per_source`), so that a few keep nobody out.
+MOST_WAITING: Final = 256
 #: Characters of where a connection comes from, as the relay says.
 _MOST_SOURCE: Final = 100
 

@@ -290,7 +290,7 @@ MALFORMED_CBOR = {
     "long form of a tag": ("da000001186161", ANOTHER_ENCODING),
     "unsorted keys": ("a26162f46161f4", ANOTHER_ENCODING),
     "keys in the order of their lengths": ("a26162f4626161f4", ANOTHER_ENCODING),
-    "doubled key": ("a26161f46161f4", "Duplicate map key"),
+    "doubled key": ("a26161f46161f4", "a key stands twice in a struct"),
     "key that is a byte string": ("a14161f4", "a struct's key is a string"),
     "key that is no string": ("a1f4f4", "map key must be a text string"),
     "key that is a symbol": ("a1d901186161f4", "map key must be a text string"),

@@ -52,7 +52,7 @@ def test_the_figures_of_relays() -> None:
     limits = relay.RelayLimits()
     for figure in (
         f"{limits.clients:,} registered peers",
-        f"{limits.connections} connections, of which it has not taken up to {limits.waiting}",
+        f"{limits.connections:,} connections, of which it has not taken up to {limits.waiting}",
         f"{limits.per_source} connections from one source",
         f"{limits.total:,} in all",
         f"{limits.rate >> 20} MiB/s",

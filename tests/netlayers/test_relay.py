@@ -758,7 +758,7 @@ async def test_connections_to_one_peer() -> None:
             with pytest.raises(ConnectFailed):
                 await other.connect(b.locator())
             between(a, b).end()
-            await until(lambda: not relay._traffic)
+            await until(lambda: not relay._traffic[BOB.designator].connections)
             await other.connect(b.locator())
 
 
@@ -781,7 +781,8 @@ async def test_connections_that_a_peer_has_not_taken() -> None:
         for stream in streams:
             assert await ended(stream)
             await stream.aclose()
-        assert (relay._tokens, relay._traffic) == ({}, {})
+        traffic = relay._traffic[BOB.designator]
+        assert (relay._tokens, traffic.connections, traffic.waiting) == ({}, 0, 0)
         await channel.aclose()
 
 
@@ -811,7 +812,7 @@ async def test_a_token_is_taken_once() -> None:
         assert await wants.receive_some(2) == b"on"
         for stream in (wants, one):
             await stream.aclose()
-        await until(lambda: not relay._traffic)
+        await until(lambda: not relay._traffic[BOB.designator].connections)
         assert relay._total == 1  # that of the registration
         await channel.aclose()
 
@@ -884,6 +885,43 @@ async def test_a_peer_that_says_something_else_is_gone() -> None:
     channel = mock.Mock(send=mock.AsyncMock(), receive=mock.AsyncMock(return_value=[IS_ALIVE, REGISTER]))
     with trio.fail_after(1):
         await module._Client(channel, 3).run()
+
+
+@trio_test_real
+async def test_a_connection_that_has_ended_is_paid_for_by_the_next() -> None:
+    """Else one after the other would have the credit of a second each."""
+    relay = Relay(identity=RELAY)
+    async with relaying_at(relay) as at:
+        async with open_peer([hidden(at)]) as b:
+            for _ in range(2):
+                async with open_peer(dials(), durable="never") as a:
+                    await a.connect(b.locator())
+                await until(lambda: not relay._traffic[BOB.designator].connections)
+            traffic = relay._traffic[BOB.designator]
+            async with open_peer(dials(), durable="never") as a:
+                await a.connect(b.locator())
+                assert relay._traffic[BOB.designator] is traffic
+        await until(lambda: not relay._traffic and not relay._clients)
+
+
+@trio_test_real
+async def test_two_sources_keep_nobody_from_a_peer() -> None:
+    """They say what a connection begins with, which needs no key, and then nothing."""
+    relay = Relay(identity=RELAY)
+    async with relaying_at(relay) as at, open_peer([hidden(at)]) as b, contextlib.AsyncExitStack() as stack:
+        for source in ("127.0.0.2", "127.0.0.3"):
+            for _ in range(60):
+                slow = trio.socket.socket()
+                stack.callback(slow.close)
+                await slow.bind((source, 0))
+                await slow.connect(parse_address(at.hints["addr"]))
+                await slow.send(first_for(BOB))
+        await until(
+            lambda: sum(b._acceptor.unauthenticated.values()) == 2 * b.limits.unauthenticated_per_source
+        )
+        async with open_peer(dials()) as a:
+            with trio.fail_after(5):
+                await a.connect(b.locator())
 
 
 @trio_test

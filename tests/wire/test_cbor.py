@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any, Final
 
+import cbor2
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -185,6 +186,13 @@ def test_tags_that_cbor2_knows_are_refused_before_anything_is_made_of_them(
         )
         with pytest.raises(DecodeError, match=f"no value of the model has the tag {tag}|ends inside"):
             decode(head + bytes.fromhex(inside))
+
+
+def test_an_error_shows_no_key() -> None:
+    data = b"\xa2" + 2 * (cbor2.dumps("swiss-number") + b"\xf4")
+    with pytest.raises(DecodeError, match="a key stands twice in a struct") as caught:
+        decode(data)
+    assert "swiss" not in str(caught.value)
 
 
 def test_a_costly_tag_costs_nothing() -> None:
