@@ -41,7 +41,6 @@ from ocapn.codec.syrup import (
     Records,
     WriteOther,
     digits,
-    index_of,
     plain,
     refuse,
     within,
@@ -593,11 +592,13 @@ class Encoder(Writing):
             assert isinstance(value, (list, tuple))
             self._check_depth(depth)
             parts.append(_head(_ARRAY, len(value)))
+            index = 0
             try:
                 for item in value:
                     self._write(item, depth + 1)
+                    index += 1
             except NotPassable as error:
-                raise within(error, f"[{index_of(value, item)}]") from None
+                raise within(error, f"[{index}]") from None
         elif kind is dict:
             self._struct(value, depth)  # type: ignore[arg-type]
         elif kind is float:

@@ -210,6 +210,7 @@ class Decoder(Reading):
         kind = self._kind
         stack = self._stack
         quick = self._quick_digits
+        need = 0
         while True:
             if pos >= end:
                 need = pos + 1
@@ -219,6 +220,7 @@ class Decoder(Reading):
             pos += 1
             if 48 <= c <= 57:  # a number: an integer, or the length of what follows
                 n = c - 48
+                d = 0
                 while pos < end:
                     d = buffer[pos]
                     if 48 <= d <= 57:
@@ -493,11 +495,12 @@ class Encoder(Writing):
                 raise self._too_deep()
             parts.append(b"[")
             depth += 1
+            index = 0
             try:
                 for item in value:  # type: ignore[attr-defined]
                     self.write(item, depth)
+                    index += 1
             except NotPassable as error:
-                index = index_of(value, item)
                 raise within(error, f"[{index}]") from None
             parts.append(b"]")
         elif kind is bool:
@@ -609,11 +612,6 @@ class Encoder(Writing):
 
 def _first(item: tuple[bytes, bytes, object]) -> bytes:
     return item[0]
-
-
-def index_of(members: object, member: object) -> int:
-    assert isinstance(members, (list, tuple))
-    return next(i for i, other in enumerate(members) if other is member)
 
 
 def within(error: NotPassable, step: str) -> NotPassable:
