@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
+import os
+import warnings
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -239,6 +243,29 @@ def test_what_is_no_locator_of_a_relay() -> None:
 # A relay that means ill
 
 
+class Sides:
+    """Which way a copy goes: the first of a pair is that from the peer which took the connection."""
+
+    def __init__(self) -> None:
+        self._begun: list[trio.SocketStream] = []
+
+    def toward(self, one: trio.SocketStream, other: trio.SocketStream) -> str:
+        if other in self._begun:
+            self._begun.remove(other)
+            return "peer"
+        self._begun.append(one)
+        return "dialler"
+
+
+def split(data: bytes) -> list[bytes]:
+    """The whole packets at the beginning of it."""
+    packets = []
+    while len(data) >= 2 and len(data) >= (size := 2 + int.from_bytes(data[:2], "big")):
+        packets.append(data[:size])
+        data = data[size:]
+    return packets
+
+
 def altering(at: int, toward: str) -> Copy:
     """Changes one bit of what is passed on, so many bytes from the beginning."""
 
@@ -246,7 +273,7 @@ def altering(at: int, toward: str) -> Copy:
         one: trio.SocketStream, other: trio.SocketStream, traffic: Any, both: trio.CancelScope
     ) -> None:
         left = at
-        target = sides(one, other)
+        target = sides.toward(one, other)
         try:
             while data := await one.receive_some(1 << 16):
                 if target == toward and 0 <= left < len(data):
@@ -257,16 +284,7 @@ def altering(at: int, toward: str) -> Copy:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             both.cancel()
 
-    order: list[trio.SocketStream] = []
-
-    def sides(one: trio.SocketStream, other: trio.SocketStream) -> str:
-        """The first copy of a pair is that from the peer which took the connection."""
-        if other in order:
-            order.remove(other)
-            return "peer"
-        order.append(one)
-        return "dialler"
-
+    sides = Sides()
     return copy
 
 
@@ -307,31 +325,159 @@ def test_an_altered_first_packet(at: int) -> None:
     run()
 
 
+#: What a relay may do to the packets that it has, two at least: each with its length.
+LATER: dict[str, Callable[[list[bytes]], list[bytes]]] = {
+    "altered": lambda packets: [packets[0][:-1] + bytes([packets[0][-1] ^ 1]), *packets[1:]],
+    "its length altered": lambda packets: [
+        packets[0][:1] + bytes([packets[0][1] ^ 1]) + packets[0][2:],
+        *packets[1:],
+    ],
+    "dropped": lambda packets: packets[1:],
+    "cut short": lambda packets: [packets[0][:-3], *packets[1:]],
+    "in another order": lambda packets: [packets[1], packets[0], *packets[2:]],
+    "twice": lambda packets: [packets[0], *packets],
+    "made up": lambda packets: [packet(bytes(40)), *packets],
+    "ended": lambda packets: [],
+}
+
+
 @pytest.mark.parametrize("toward", ["dialler", "peer"])
-def test_what_is_altered_later_is_a_cut_and_nothing_is_lost(toward: str) -> None:
+@pytest.mark.parametrize("how", LATER)
+def test_what_a_relay_does_later_is_a_cut_and_nothing_is_lost(how: str, toward: str) -> None:
+    spoils = False
+    spoilt = 0
+    sides = Sides()
+
+    async def copy(
+        one: trio.SocketStream, other: trio.SocketStream, traffic: Any, both: trio.CancelScope
+    ) -> None:
+        nonlocal spoils, spoilt
+        target = sides.toward(one, other)
+        held = b""
+        try:
+            while data := await one.receive_some(1 << 16):
+                if spoils and target == toward:
+                    held += data
+                    packets = split(held)
+                    if len(packets) < 2:
+                        continue
+                    spoils = False
+                    spoilt += 1
+                    data = b"".join(LATER[how](packets)) + held[len(b"".join(packets)) :]
+                    if not data:
+                        break
+                await other.send_all(data)
+            await other.send_eof()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            both.cancel()
+
     @trio_test_real
     async def run() -> None:
-        with mock.patch.object(module, "_copy", altering(6000, toward)):
+        nonlocal spoils
+        recorder = Recorder()
+        with mock.patch.object(module, "_copy", copy):
             async with relaying_at() as relay, open_peer([hidden(relay)]) as b, open_peer(dials()) as a:
-                echo = await a.enliven(b.export(Echo()).uri)
+                ref = await a.enliven(b.export(recorder))
                 await until(lambda: all(one.durable for one in (*a.sessions, *b.sessions)))
-                events: list[str] = []
                 session = between(a, b)
-                mock_copy = module._copy
-                for n in range(40):
-                    if session.status == "suspended":
-                        events.append("cut")
-                    if n == 30:
-                        module._copy = ORDINARY
-                    with trio.fail_after(20):
-                        assert await E(echo).echo([n, bytes(300)]) == [n, bytes(300)]
-                module._copy = mock_copy
+                (before,) = a._connections.values()
+                spoils = True
+                answers = []
+                with trio.fail_after(20):
+                    for n in range(40):
+                        answers.append(E(ref).note(n))
+                        await trio.testing.wait_all_tasks_blocked()
+                    for answer in answers:
+                        await answer
+                assert recorder.seen == list(range(40))
+                assert spoilt == 1
                 assert between(a, b) is session
+                (after,) = a._connections.values()
+                assert after is not before
 
     run()
 
 
-ORDINARY = module._copy
+@trio_test_real
+async def test_one_of_two_connections_is_lost_and_the_other_goes_on() -> None:
+    scopes: list[trio.CancelScope] = []
+    real = module._copy
+
+    async def copy(one: Any, other: Any, traffic: Any, both: trio.CancelScope) -> None:
+        scopes.append(both)
+        await real(one, other, traffic, both)
+
+    with mock.patch.object(module, "_copy", copy):
+        async with (
+            relaying_at() as relay,
+            open_peer([hidden(relay)]) as b,
+            open_peer(dials()) as a,
+            open_peer(dials()) as other,
+        ):
+            recorder = Recorder()
+            ref = await a.enliven(b.export(recorder))
+            lost, _ = scopes
+            (mine,) = a._connections.values()
+            also = await other.enliven(b.export(recorder))
+            (others,) = other._connections.values()
+            await until(lambda: all(one.durable for one in (*a.sessions, *other.sessions, *b.sessions)))
+            lost.cancel()
+            await until(lambda: list(a._connections.values()) != [mine])
+            with trio.fail_after(20):
+                await E(also).note("other")
+                await E(ref).note("mine")
+            assert recorder.seen == ["other", "mine"]
+            assert list(other._connections.values()) == [others]
+
+
+def _sockets() -> Counter[str]:
+    found: Counter[str] = Counter()
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found[os.readlink(f"/proc/self/fd/{number}").partition(":")[0]] += 1
+    return found
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+def test_cancelled_at_any_step_it_leaves_no_socket_open() -> None:
+    """The relay, a peer that is registered, one that dials it: all are cancelled after so many passes of the loop."""
+
+    class After(trio.abc.Instrument):
+        def __init__(self, passes: int) -> None:
+            self.left = passes
+            self.scope = trio.CancelScope()
+
+        def after_io_wait(self, timeout: float) -> None:
+            self.left -= 1
+            if self.left == 0:
+                self.scope.cancel()
+
+    done = False
+
+    async def life(after: After) -> None:
+        nonlocal done
+        trio.lowlevel.add_instrument(after)
+        with after.scope:
+            async with relaying_at() as relay, open_peer([hidden(relay)]) as b, open_peer(dials()) as a:
+                echo = await a.enliven(b.export(Echo()).uri)
+                assert await E(echo).echo(1) == 1
+                after.left = 0
+                done = True
+
+    trio.run(life, After(0))  # what is opened once is open
+    assert done
+    before = _sockets()
+    passes = 1
+    done = False
+    while not done:
+        with warnings.catch_warnings(record=True) as unclosed:
+            warnings.simplefilter("always", ResourceWarning)
+            trio.run(life, After(passes))
+            gc.collect()
+        assert not unclosed, passes
+        assert _sockets() == before, passes
+        passes += 1
+    assert passes > 30
 
 
 @trio_test_real
