@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, final
-from weakref import WeakKeyDictionary
 
 from durable.baggage import Baggage
 from durable.errors import BaggageCorrupt, BaggageNewer, DurableError, NotStorable
@@ -19,9 +18,9 @@ from durable.objects import MissingKind, adopt, blank, disown, fill, kinds, stat
 from durable.records import decode, decode_row, encode, encode_row
 from durable.store import key_number, number_key
 from durable.values import FIELD, SAVED, Values, check_packed
-from ocapn.captp.delivery import CoreTarget
+from ocapn.captp.handles import CoreTarget
 from ocapn.captp.node import Node
-from ocapn.captp.tables import Export, Tables
+from ocapn.captp.tables import Export, Late, Tables
 from ocapn.errors import ObjectLost
 
 if TYPE_CHECKING:
@@ -47,33 +46,6 @@ class _Unreadable(CoreTarget):
 
 
 @final
-class KeptExport(Export):
-    """The export of a durable object that is found when it is first asked for."""
-
-    __slots__ = ("_obj", "number")
-
-    def __init__(self, position: int, number: int, obj: Callable[[int], Any]) -> None:
-        super().__init__(position, None, 0, False)  # type: ignore[arg-type]  # `value` is below
-        self.number = number
-        self._obj = obj
-
-    @property
-    def value(self) -> Any:
-        return self._obj(self.number)
-
-    @value.setter
-    def value(self, value: object) -> None:
-        pass  # it is for resolvers that were used
-
-    @property
-    def resolves(self) -> None:
-        return None
-
-    def __str__(self) -> str:
-        return f"durable object {self.number}"  # which is not loaded for this
-
-
-@final
 class Objects:
     """Keeps the durable objects of one node. `when` is `durable.when`."""
 
@@ -94,10 +66,10 @@ class Objects:
         self._adopted: list[Any] = []  # an object that is about to be kept, and what it holds
         self._next = 1
         self._kinds: dict[str, list[Any]] = {}  # of the baggage: version and fields
-        self._exports: dict[Session, tuple[Tables, dict[int, KeptExport]]] = {}  # of those that were restored
+        self._exports: dict[Session, tuple[Tables, dict[int, Export]]] = {}  # of those that were restored
         self._damaged: set[int] = set()
         self._holds: dict[int, frozenset[Held]] = {}  # what loaded objects hold, as it stands in their rows
-        self._held: WeakKeyDictionary[Session, dict[int, int]] = WeakKeyDictionary()  # by how many, an import
+        self._held: dict[Session, dict[int, int]] = {}  # by how many, an import
 
     def close(self) -> None:
         """Nothing is kept any more."""
@@ -251,6 +223,8 @@ class Objects:
                 self._node.touch(session)
                 if not left:
                     del held[position]
+                    if not held:
+                        del self._held[session]
                     slot = session.tables.imports.get(position)
                     if slot is not None and not slot.held:
                         self._node.finalised(slot)
@@ -302,13 +276,13 @@ class Objects:
 
     def restore_exports(self, session: Session) -> Callable[[int, int, int], None]:
         """What restores the export of an object, given its position, count and number."""
-        exports: dict[int, KeptExport] = {}
+        exports: dict[int, Export] = {}
         tables = session.tables
         self._exports[session] = tables, exports
         slots, find, known = tables.exports, self._exported, self._objects
 
         def restore(position: int, count: int, number: int) -> None:
-            slot = slots[position] = KeptExport(position, number, find)
+            slot = slots[position] = Export(position, Late(number, find), 0, False)
             slot.count = count
             if number in known:
                 tables.known_as(slot, id(known[number]))

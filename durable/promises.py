@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, TypeVar, final
 
-from ocapn.captp.delivery import PENDING, RemoteVow, Vow, Waiting, broken
+from ocapn.captp.delivery import PENDING, RemoteVow, Vow, broken
+from ocapn.captp.handles import Waiting
 from ocapn.captp.node import Node
 from ocapn.captp.session import Session
 from ocapn.codec.operations import ANSWER, EXPORT
@@ -89,7 +90,7 @@ class Promises:
         if self._numbers.get(vow) != number:
             self._numbers[vow] = number
             self._vows[number] = vow
-            for item in vow.waiting or ():
+            for item in () if vow.waiting is None else vow.waiting.items:
                 item.moves(vow)
 
     def forget(self, number: int) -> None:

@@ -33,12 +33,9 @@ from durable.values import (
     unpack_locator,
 )
 from durable.waiting import Waiters
-from ocapn.captp.delivery import (
-    LocalTarget,
-    PromiseHandle,
-    Vow,
-)
+from ocapn.captp.delivery import Vow
 from ocapn.captp.frames import Agreement, Frames, Terms
+from ocapn.captp.handles import LocalTarget, PromiseHandle
 from ocapn.captp.node import Node, Tombstone
 from ocapn.captp.port import SetAside
 from ocapn.captp.session import Session

@@ -13,7 +13,7 @@ from typing import Any, Final, final
 
 from durable.baggage import Baggage
 from durable.errors import NotStorable
-from durable.keeping import KeptExport, Objects
+from durable.keeping import Objects
 from durable.objects import Durable, small
 from durable.pages import OWN, PLACES, Pages
 from durable.promises import BROKEN_WITH, VALUE, Promises
@@ -21,19 +21,11 @@ from durable.records import MARK, decode_row, encode_row
 from durable.store import key_number, number_key
 from durable.values import OUTCOME, Lost, Values
 from durable.waiting import Waiters
-from ocapn.captp.delivery import (
-    BROKEN,
-    FULFILLED,
-    PENDING,
-    PromiseHandle,
-    RemoteVow,
-    Vow,
-    broken,
-    crossing,
-)
+from ocapn.captp.delivery import BROKEN, FULFILLED, PENDING, RemoteVow, Vow, broken, crossing
+from ocapn.captp.handles import PromiseHandle
 from ocapn.captp.node import Node
 from ocapn.captp.session import Session
-from ocapn.captp.tables import Export, Import, nothing_touched
+from ocapn.captp.tables import Export, Import, Late, nothing_touched
 from ocapn.codec.operations import ANSWER
 
 log: Final = logging.getLogger("durable")
@@ -189,7 +181,7 @@ class Slots:
             entry: Any = None
             row: list[Any] | None = None
             if slot is not None:
-                value = slot.value if type(slot) is Export else None
+                value = slot.held
                 if type(value) is RemoteVow and value.kind == ANSWER:
                     entry = value.position
                 else:
@@ -219,9 +211,9 @@ class Slots:
         self._baggage.put(table, key, data)
 
     def _export(self, session: Session, slot: Export) -> list[Any]:
-        if isinstance(slot, KeptExport):  # which is not loaded for this
-            return [slot.count, _OBJECT, {MARK + "o": slot.number}]
-        value = slot.value
+        value = slot.held
+        if isinstance(value, Late):  # which is not loaded for this
+            return [slot.count, _OBJECT, {MARK + "o": value.number}]
         if isinstance(value, RemoteVow):
             return [slot.count, _RESOLVER, [False, value.position]]
         if isinstance(value, PromiseHandle):

@@ -16,17 +16,8 @@ from durable.errors import BaggageCorrupt, NotStorable
 from durable.objects import Durable
 from durable.promises import Promises
 from durable.records import MARK, encode, escaped, marked, unescaped
-from ocapn.captp.delivery import (
-    BROKEN,
-    FULFILLED,
-    CoreTarget,
-    LocalTarget,
-    PromiseHandle,
-    RefHandle,
-    Vow,
-    broken,
-    crossing,
-)
+from ocapn.captp.delivery import BROKEN, FULFILLED, Vow, broken, crossing
+from ocapn.captp.handles import CoreTarget, LocalTarget, PromiseHandle, RefHandle
 from ocapn.captp.node import Node
 from ocapn.captp.tables import Import
 from ocapn.errors import ObjectLost, OCapNError, PeerRestarted, RemoteError, SessionEnded, SessionLost

@@ -20,18 +20,8 @@ from durable.promises import VALUE, Promises
 from durable.records import decode_row, encode_row
 from durable.store import key_number, number_key
 from durable.values import OUTCOME, TURN, Values
-from ocapn.captp.delivery import (
-    FULFILLED,
-    CoreTarget,
-    LocalTarget,
-    Message,
-    PromiseHandle,
-    Selection,
-    Sent,
-    Telling,
-    Vow,
-    Waiting,
-)
+from ocapn.captp.delivery import FULFILLED, Message, Selection, Sent, Telling, Vow
+from ocapn.captp.handles import CoreTarget, LocalTarget, PromiseHandle, Waiting
 from ocapn.captp.handoff import resume_give
 from ocapn.captp.node import Node, Turn
 from ocapn.captp.session import Session
@@ -166,8 +156,8 @@ class Waiters:
         waiting = item.promise._vow.end().waiting
         if item.turn is not None:  # the promise has settled
             self._node.turns.remove(item.turn)
-        elif waiting and item in waiting:
-            waiting.remove(item)
+        elif waiting is not None:
+            waiting.discard(item)
 
     def told(self, item: When, fulfilled: bool, value: object) -> None:
         """The promise has settled: the object is told in a turn, which commits with what settled it."""

@@ -17,7 +17,7 @@ import trio
 
 from ocapn.accepting import Acceptor
 from ocapn.captp.bootstrap import FETCH
-from ocapn.captp.delivery import LocalTarget, PromiseHandle, RefHandle
+from ocapn.captp.handles import LocalTarget, PromiseHandle, RefHandle
 from ocapn.captp.node import Introduction, Node, Turn
 from ocapn.captp.passing import copy_result, describe
 from ocapn.captp.port import Baggage, SetAside

@@ -16,21 +16,18 @@ from ocapn.captp.delivery import (
     FULFILLED,
     PENDING,
     HeldVow,
-    LocalTarget,
     Message,
-    PromiseHandle,
-    RefHandle,
     RemoteVow,
     Selection,
     Sent,
     Vow,
-    Waiting,
     broken,
     crossing,
     error_of,
     held_back,
 )
 from ocapn.captp.gate import Held
+from ocapn.captp.handles import LocalTarget, PromiseHandle, RefHandle, Waiting
 from ocapn.captp.node import Node
 from ocapn.captp.passing import copy_args, copy_passable, copy_result, describe
 from ocapn.codec.operations import GET, INDEX, UNTAG
@@ -383,8 +380,8 @@ class Promise(PromiseHandle):
             def abort(_: object) -> trio.lowlevel.Abort:
                 waiter.give_up()
                 waiting = self._vow.end().waiting
-                if waiting and waiter in waiting:
-                    waiting.remove(waiter)
+                if waiting is not None:
+                    waiting.discard(waiter)
                 return trio.lowlevel.Abort.SUCCEEDED
 
             yield from waiter.wait(node, abort)

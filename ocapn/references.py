@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, final, overload
 
 import trio
 
-from ocapn.captp.delivery import LocalTarget, RefHandle
+from ocapn.captp.handles import LocalTarget, RefHandle
 from ocapn.errors import RemoteError
 from ocapn.model.values import Symbol
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, final
 
-from ocapn.captp.delivery import CoreTarget, RemoteVow, Vow, error_of
+from ocapn.captp.delivery import RemoteVow, Vow, error_of
 from ocapn.captp.frames import DURABLE_SESSION
+from ocapn.captp.handles import CoreTarget
 from ocapn.captp.handoff import DEPOSIT_GIFT, WITHDRAW_GIFT
 from ocapn.errors import RemoteError
 from ocapn.model.values import Symbol

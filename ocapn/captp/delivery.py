@@ -19,21 +19,19 @@ sent meanwhile waits here, and the second answer, which comes after all that was
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, final
 from weakref import ref as weakref
 
 from ocapn.captp.gate import Gate, Held
+from ocapn.captp.handles import LocalTarget, PromiseHandle, RefHandle, Waiting
 from ocapn.codec.operations import ANSWER, GET, INDEX
 from ocapn.errors import OCapNError, PassableError, RemoteError, fresh
 from ocapn.model.values import Tagged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from ocapn.captp.node import Node
     from ocapn.captp.port import Keeper
     from ocapn.captp.session import Session
-    from ocapn.captp.tables import Import
 
 PENDING: Final = 0
 FOLLOWING: Final = 1
@@ -42,75 +40,6 @@ BROKEN: Final = 3
 
 #: Length of a queue on a promise from which on it is looked whether somebody still wants what is in it.
 _MANY: Final = 64
-
-
-class LocalTarget:
-    """Base of what can be exported. How a message becomes a call is for the layer above (`Node.invoke`)."""
-
-    __slots__ = ("__weakref__",)
-
-
-class CoreTarget(LocalTarget):
-    """A target that the protocol itself provides: its messages are handled in the core, in turns like others."""
-
-    __slots__ = ()
-
-    def call(self, args: list[object]) -> object:
-        """The answer to a message: a value, or a promise. Raises RemoteError."""
-        raise NotImplementedError
-
-
-class RefHandle:
-    """What an application holds of an imported object. Its finalisation is the release of the import."""
-
-    __slots__ = ("__weakref__", "_import")
-    _import: Import
-
-    def __init__(self, slot: Import) -> None:
-        self._import = slot
-
-    def __del__(self) -> None:
-        slot = self._import
-        slot.session.node.finalised(slot)
-
-
-class PromiseHandle:
-    """What an application holds of a promise. Its finalisation gives up the interest in it."""
-
-    __slots__ = ("__weakref__", "_vow")
-    _vow: Vow
-
-    def __init__(self, vow: Vow) -> None:
-        self._vow = vow
-
-    def __del__(self) -> None:
-        vow = self._vow
-        if not vow.released and isinstance(vow, RemoteVow):
-            vow.node.finalised(vow)
-
-
-class Waiting:
-    """Something that waits on a vow: a message, a selection, or a listener."""
-
-    __slots__ = ()
-    #: Whether it wants the outcome told (listeners), or passed through to what the vow becomes (messages).
-    listens = False
-
-    @property
-    def gone(self) -> bool:
-        """Whether nobody is interested in it any more."""
-        return False
-
-    def settle(self, vow: Vow) -> None:
-        """`vow`, to which this was sent or on which it listened, is fulfilled or broken."""
-        raise NotImplementedError
-
-    def forward(self, vow: RemoteVow) -> None:
-        """`vow` is now what this waits for, and takes messages. Only for messages and selections."""
-        raise NotImplementedError
-
-    def moves(self, vow: Vow) -> None:
-        """`vow` is now what this waits for, or what will settle `vow` is kept from now on. Only with a keeper."""
 
 
 class Sent(Waiting):
@@ -302,34 +231,43 @@ def select(value: object, kind: int, key: str | int) -> object:
     return value.value
 
 
-class Queue(list[Waiting]):
+@final
+class Queue:
     """What waits on one promise, in order.
 
     Sessions come and go, and the promise may stay: a queue that has doubled is looked through, so that what they
     left behind is at most as much as is, or was then, wanted.
     """
 
-    __slots__ = ("_look_at",)
+    __slots__ = ("_look_at", "items")
 
-    def __init__(self, items: Iterable[Waiting]) -> None:
-        super().__init__(items)
+    def __init__(self) -> None:
+        self.items: list[Waiting] = []
         self._look_at = _MANY
 
-    def look_through(self) -> None:
-        """Called when the queue has grown: forgets what is gone, if it has not been looked at for long."""
-        if len(self) >= self._look_at:
-            self[:] = [one for one in self if not one.gone]
-            self._look_at = max(_MANY, 2 * len(self))
+    def add(self, item: Waiting) -> None:
+        self.items.append(item)
+        self._look_through()
+
+    def discard(self, item: Waiting) -> None:
+        if item in self.items:
+            self.items.remove(item)
+
+    def _look_through(self) -> None:
+        """The queue has grown: forgets what is gone, if it has not been looked at for long."""
+        if len(self.items) >= self._look_at:
+            self.items = [one for one in self.items if not one.gone]
+            self._look_at = max(_MANY, 2 * len(self.items))
 
     def join(self, other: Queue) -> Queue:
         """This queue with `other` behind it. A long one is not copied, through however many promises it moves."""
-        if len(self) >= len(other):
+        if len(self.items) >= len(other.items):
             joint = self
-            joint.extend(other)
+            joint.items.extend(other.items)
         else:
             joint = other
-            joint[:0] = self
-        joint.look_through()
+            joint.items[:0] = self.items
+        joint._look_through()
         return joint
 
 
@@ -394,22 +332,20 @@ class Vow:
     def watch(self, item: Waiting) -> None:
         """Has `item` told what becomes of the pending promise, without asking a peer for it."""
         if self.waiting is None:
-            self.waiting = Queue([item])
-        else:
-            self.waiting.append(item)
-            self.waiting.look_through()
+            self.waiting = Queue()
+        self.waiting.add(item)
 
     def take_over(self, waiting: Queue) -> None:
         """What waited on a promise that has become this one. This one may have become another since."""
         vow = self.end()
         if vow.state >= FULFILLED:
-            for item in waiting:
+            for item in waiting.items:
                 item.settle(vow)
         elif isinstance(vow, RemoteVow):
-            for item in waiting:
+            for item in waiting.items:
                 vow.add(item)
         else:
-            moving = None if self.node.keeper is None else list(waiting)
+            moving = None if self.node.keeper is None else list(waiting.items)
             vow.waiting = waiting if vow.waiting is None else vow.waiting.join(waiting)
             for item in moving or ():
                 item.moves(vow)
@@ -433,10 +369,10 @@ class Vow:
             self.value = other.handle()
             self._follow(other)
             waiting, self.waiting = self.waiting, None
-            if waiting:
-                first = waiting[0]  # who wants to hear of a promise listened when the vow was made
+            if waiting is not None and waiting.items:
+                first = waiting.items[0]  # who wants to hear of a promise listened when the vow was made
                 if isinstance(first, Telling) and first.partial:
-                    del waiting[0]
+                    del waiting.items[0]
                     first.tell(True, other.handle())
                 self.node.settle(other, waiting)
             self._left()
@@ -450,7 +386,7 @@ class Vow:
         self.state = state
         self.value = bare(value) if state == BROKEN else value
         waiting, self.waiting = self.waiting, None
-        if waiting:
+        if waiting is not None and waiting.items:
             self.node.settle(self, waiting)
         self._left()
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, final
 from ocapn.errors import OCapNError, SessionExpired
 
 if TYPE_CHECKING:
-    from ocapn.captp.delivery import PromiseHandle, RemoteVow, Sent, Vow
+    from ocapn.captp.delivery import RemoteVow, Sent, Vow
+    from ocapn.captp.handles import PromiseHandle
 
 
 @final

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, final
 
-from ocapn.captp.delivery import PENDING, LocalTarget, Vow, broken
+from ocapn.captp.delivery import PENDING, Vow, broken
+from ocapn.captp.handles import LocalTarget
 from ocapn.codec.operations import OPERATIONS, Envelope, Give, Receive
 from ocapn.codec.syrup import Decoder
 from ocapn.crypto import SessionKey, sign_receive, verify_envelope

@@ -14,16 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 import attrs
 
-from ocapn.captp.delivery import (
-    CoreTarget,
-    LocalTarget,
-    PromiseHandle,
-    Queue,
-    RefHandle,
-    RemoteVow,
-    Vow,
-    crossing,
-)
+from ocapn.captp.delivery import Queue, RemoteVow, Vow, crossing
+from ocapn.captp.handles import CoreTarget, LocalTarget, PromiseHandle, RefHandle
 from ocapn.captp.handoff import Gifts
 from ocapn.captp.tables import Import
 from ocapn.crypto import SessionKey

@@ -16,7 +16,7 @@ from types import (
     ModuleType,
 )
 
-from ocapn.captp.delivery import LocalTarget, PromiseHandle, RefHandle
+from ocapn.captp.handles import LocalTarget, PromiseHandle, RefHandle
 from ocapn.codec.operations import Envelope
 from ocapn.codec.syrup import plain
 from ocapn.errors import NotPassable, RemoteError

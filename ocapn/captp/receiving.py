@@ -9,18 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, final
 
 from ocapn.captp.bootstrap import Bootstrap, ResolverTarget, is_no_application_s, resolve
-from ocapn.captp.delivery import (
-    PENDING,
-    LocalTarget,
-    Message,
-    PromiseHandle,
-    RemoteVow,
-    Selection,
-    Sent,
-    Telling,
-    Vow,
-    select,
-)
+from ocapn.captp.delivery import PENDING, Message, RemoteVow, Selection, Sent, Telling, Vow, select
+from ocapn.captp.handles import LocalTarget, PromiseHandle
 from ocapn.captp.handoff import receive_give
 from ocapn.codec.operations import (
     ANSWER,
@@ -116,7 +106,7 @@ class Receiver:
             else:
                 spent = session.tables.exports.get(position)  # none if what was told has ended the session
                 if target.state != PENDING and spent is not None:
-                    spent.value = session.spent  # a peer that never returns it must not keep the value alive
+                    spent.held = session.spent  # a peer that never returns it must not keep the value alive
                     session.tables.touch("export", position)
                 if answer is not None:
                     answer.resolve(None)

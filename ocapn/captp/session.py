@@ -10,17 +10,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from ocapn.captp.bootstrap import BREAK, FULFILL
-from ocapn.captp.delivery import (
-    BROKEN,
-    FULFILLED,
-    RemoteVow,
-    Sent,
-    Vow,
-    Waiting,
-    crossing,
-)
+from ocapn.captp.delivery import BROKEN, FULFILLED, RemoteVow, Sent, Vow, crossing
 from ocapn.captp.frames import DURABLE_SESSION, Agreement, Frames, read_terms, terms_of
 from ocapn.captp.gate import Gate
+from ocapn.captp.handles import Waiting
 from ocapn.captp.handoff import HandoffCounts
 from ocapn.captp.outbox import Outbox
 from ocapn.captp.receiving import Receiver
@@ -83,7 +76,7 @@ class Session:
     """The state of one session. `last_heard` is set by the caller when bytes arrive."""
 
     __slots__ = (
-        "__weakref__",
+        "__weakref__",  # for the tests; a compiled class has none
         "_decoder",
         "_many_watchers",
         "_receiver",

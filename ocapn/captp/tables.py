@@ -12,15 +12,18 @@ twice and are below the next one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, final
 from weakref import ref as weakref
 
-from ocapn.captp.delivery import LocalTarget, PromiseHandle, RefHandle, RemoteVow, Vow
+from ocapn.captp.delivery import RemoteVow, Vow
+from ocapn.captp.handles import LocalTarget, PromiseHandle, RefHandle
 from ocapn.codec.operations import ANSWER, EXPORT
 from ocapn.errors import RemoteProtocolError, TooBusy
 from ocapn.limits import MAX_POSITION, Limits
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ocapn.captp.session import Session
 
 #: What stands in the exports table: a target of ours, a promise (by its handle), or a question, which is there
@@ -74,27 +77,51 @@ class Import:
                 session.release_import(self.position)
 
 
+@final
+class Late:
+    """A durable object that is found when it is first asked for. `number` is its own among those of the baggage."""
+
+    __slots__ = ("_find", "number")
+
+    def __init__(self, number: int, find: Callable[[int], Any]) -> None:
+        self.number = number
+        self._find = find
+
+    def find(self) -> Any:
+        return self._find(self.number)
+
+
+@final
 class Export:
     """Something of ours that the peer holds `count` times."""
 
-    __slots__ = ("count", "key", "position", "promise", "value")
+    __slots__ = ("count", "held", "key", "position", "promise")
 
-    def __init__(self, position: int, value: Exported, key: int, promise: bool) -> None:
+    def __init__(self, position: int, held: Exported | Late, key: int, promise: bool) -> None:
         self.position = position
-        self.value = value
+        self.held = held
         self.key = key  # identity under which it was exported, 0 for a resolver
         self.promise = promise
         self.count = 0
 
     @property
+    def value(self) -> Exported:
+        held = self.held
+        if isinstance(held, Late):
+            return held.find()  # type: ignore[no-any-return]  # an object of the application
+        return held
+
+    @property
     def resolves(self) -> RemoteVow | None:
         """The promise that this resolves, if it is a resolver."""
-        value = self.value
-        return value if isinstance(value, RemoteVow) else None
+        held = self.held
+        return held if isinstance(held, RemoteVow) else None
 
     def __str__(self) -> str:
         """What is exported, for people."""
-        value = self.value
+        value = self.held
+        if isinstance(value, Late):
+            return f"durable object {value.number}"  # which is not loaded for this
         if isinstance(value, RemoteVow):
             if not value.position:
                 return "resolver, used"

@@ -9,15 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, final
 
 from ocapn.captp.bootstrap import ResolverTarget
-from ocapn.captp.delivery import (
-    FULFILLED,
-    PENDING,
-    LocalTarget,
-    PromiseHandle,
-    RefHandle,
-    RemoteVow,
-    broken,
-)
+from ocapn.captp.delivery import FULFILLED, PENDING, RemoteVow, broken
+from ocapn.captp.handles import LocalTarget, PromiseHandle, RefHandle
 from ocapn.captp.handoff import DEPOSIT_GIFT, Certificate
 from ocapn.captp.tables import Export
 from ocapn.codec.base import Writing

@@ -32,6 +32,7 @@ from tests.conformance.encoding import (
     own,
     promise,
 )
+from tests.peer.support import waiting_on
 from tests.support import trio_test_real
 
 from .support import PATIENCE, VICTIM, Scene, aborted, call, frame, scene
@@ -120,7 +121,7 @@ async def test_listening_without_end(to: str, resolvers: str) -> None:
         await client.send_unframed(frame(*operations))
         await aborted(client, f"more than {slots} references in one session")
         gc.collect()
-        assert all(len(promise._vow.waiting or ()) <= slots for promise, _ in here.victim.promises)
+        assert all(waiting_on(promise) <= slots for promise, _ in here.victim.promises)
 
 
 @trio_test_real

@@ -9,7 +9,8 @@ from threading import get_ident
 from typing import Any, final
 
 from ocapn import Limits, PeerLocator, Promise, Ref
-from ocapn.captp.delivery import LocalTarget, PromiseHandle, Vow
+from ocapn.captp.delivery import Vow
+from ocapn.captp.handles import LocalTarget, PromiseHandle
 from ocapn.captp.handshake import Handshake
 from ocapn.captp.node import Node, Turn
 from ocapn.captp.session import Session

@@ -9,7 +9,8 @@ from weakref import ref
 import pytest
 
 from ocapn import Promise, RemoteError, send_only
-from ocapn.captp.delivery import BROKEN, FULFILLED, Message, PromiseHandle, Queue, Vow, Waiting
+from ocapn.captp.delivery import BROKEN, FULFILLED, Message, Queue, Vow
+from ocapn.captp.handles import PromiseHandle, Waiting
 from ocapn.codec.operations import GET
 from ocapn.errors import SessionEnded
 from tests.captp.sides import Box, Side, empty, exported, pair, quiet
@@ -107,16 +108,20 @@ def test_settling_tells_in_order() -> None:
 def test_queues_that_merge_forget_what_is_gone(length: int) -> None:
     """However many, and however long: what is gone stays as few as what is wanted, or as can be looked through."""
     wanted = Note("wanted", [])
-    queue = Queue([wanted])
+    queue = Queue()
+    queue.add(wanted)
     longest = 0
     for _ in range(100_000 // length):
-        other = Queue([Message([], None, None) for _ in range(length)])
-        for item in other:
-            item.drop(RemoteError("no"))  # type: ignore[attr-defined]
+        other = Queue()
+        messages = [Message([], None, None) for _ in range(length)]
+        for message in messages:
+            other.add(message)
+        for message in messages:
+            message.drop(RemoteError("no"))
         queue = queue.join(other)
-        longest = max(longest, len(queue))
+        longest = max(longest, len(queue.items))
     assert longest <= max(64, 2 * length)
-    assert wanted in queue
+    assert wanted in queue.items
 
 
 def test_a_follower_takes_its_queue_along_in_order() -> None:

@@ -18,7 +18,8 @@ from ocapn import (
     TooBusy,
     send_only,
 )
-from ocapn.captp.delivery import BROKEN, PENDING, PromiseHandle, Vow
+from ocapn.captp.delivery import BROKEN, PENDING, Vow
+from ocapn.captp.handles import PromiseHandle
 from ocapn.captp.session import Session
 from ocapn.codec.operations import GET
 from tests.captp.sides import Box, Link, Side, empty, exported, pair, quiet

@@ -7,7 +7,7 @@ from typing import Any
 import trio
 import trio.testing
 
-from ocapn import Peer, Session, Target, method
+from ocapn import Peer, Promise, Session, Target, method
 
 
 class Echo(Target):
@@ -77,6 +77,12 @@ def between(peer: Peer, other: Peer) -> Session:
     """The session that `peer` has with `other`."""
     (session,) = [session for session in peer.sessions if session.location == other.locator()]
     return session
+
+
+def waiting_on(promise: Promise) -> int:
+    """How many wait on it."""
+    queue = promise._vow.waiting
+    return 0 if queue is None else len(queue.items)
 
 
 async def settle() -> None:
