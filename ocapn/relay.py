@@ -13,14 +13,14 @@ import secrets
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, final
+from typing import Final, final
 
 import attrs
 import trio
 
-from ocapn.crypto import Identity, designator_of
+from ocapn.crypto import Identity, designator_of, public_key_of
 from ocapn.errors import RemoteProtocolError, shown
-from ocapn.limits import Limits
+from ocapn.limits import Limits, positive
 from ocapn.model.locators import PeerLocator
 from ocapn.netlayers.base import ChannelBroken
 from ocapn.netlayers.noise import NoiseChannel, NoiseNetlayer
@@ -48,30 +48,25 @@ _PACE: Final = 1.0
 _PIECE: Final = 1 << 16
 
 
-def _positive(_: object, field: attrs.Attribute[Any], value: float) -> None:
-    if value <= 0:
-        raise ValueError(f"{field.name} is above 0, not {value}")
-
-
 @attrs.frozen(kw_only=True)
 class RelayLimits:
     """What a relay lets others do. A connection that is over a limit is closed at once."""
 
     #: Peers that are registered.
-    clients: int = attrs.field(default=1_000, validator=_positive)
+    clients: int = attrs.field(default=1_000, validator=positive)
     #: Connections to one registered peer, those it has not taken yet included.
-    connections: int = attrs.field(default=1_000, validator=_positive)
+    connections: int = attrs.field(default=1_000, validator=positive)
     #: Of those, how many it has not taken yet.
-    waiting: int = attrs.field(default=256, validator=_positive)
+    waiting: int = attrs.field(default=256, validator=positive)
     #: Connections from one source, registrations included: an address, of IPv6 the first half. Far below `waiting`, so
     #: that a few sources keep nobody from a peer.
-    per_source: int = attrs.field(default=64, validator=_positive)
+    per_source: int = attrs.field(default=64, validator=positive)
     #: Connections in all: each needs two file descriptors once it is passed on.
-    total: int = attrs.field(default=10_000, validator=_positive)
+    total: int = attrs.field(default=10_000, validator=positive)
     #: Bytes a second that are passed on to and from one registered peer, over all its connections.
-    rate: int = attrs.field(default=10 << 20, validator=_positive)
+    rate: int = attrs.field(default=10 << 20, validator=positive)
     #: Seconds until a connection has said what it wants, and until a registered peer has taken one.
-    handshake: float = attrs.field(default=10.0, validator=_positive)
+    handshake: float = attrs.field(default=10.0, validator=positive)
 
 
 @final
@@ -146,7 +141,7 @@ class Relay:
     It listens at `host` and `port`; port 0 lets the system choose. `identity` is its own key, by which those that
     register know it: drawn at random unless given. `advertise` are addresses (`host:port`, up to 8) where it is found,
     if not where it listens. `allow` has the designators of the peers that may register; by default all may.
-    Raises ValueError and BadLocator as `NoiseNetlayer`.
+    Raises ValueError and BadLocator as `NoiseNetlayer`, and BadLocator for what is no designator.
     """
 
     def __init__(
@@ -160,9 +155,12 @@ class Relay:
         limits: RelayLimits | None = None,
     ) -> None:
         self._netlayer = NoiseNetlayer(host, port, identity=identity, advertise=tuple(advertise))
-        self._allow = allow
+        if isinstance(allow, str):
+            raise TypeError("allow has designators, and is not one")
+        for designator in allow or ():
+            public_key_of(designator)
+        self._allow = None if allow is None else frozenset(allow)
         self._limits = limits or RelayLimits()
-        self._channel_limits = Limits(handshake=self._limits.handshake)
         self._clients: dict[str, _Client] = {}
         self._traffic: dict[str, _Traffic] = {}
         self._sources: Counter[str] = Counter()
@@ -236,7 +234,7 @@ class Relay:
     # Peers that register
 
     async def _registers(self, stream: trio.SocketStream, source: str, first: bytes) -> None:
-        channel = NoiseChannel(stream, self._channel_limits, self._netlayer, source, packet(first))
+        channel = NoiseChannel(stream, Limits(), self._netlayer, source, packet(first))
         with trio.move_on_after(self._limits.handshake) as in_time:
             await channel.begin()
             asked = await channel.receive(1)
@@ -318,8 +316,9 @@ class Relay:
         try:
             await stream.send_all(waiting.first)
             async with trio.open_nursery() as nursery:
+                both = _Both(waiting.traffic, nursery.cancel_scope)
                 for one, other in ((stream, waiting.stream), (waiting.stream, stream)):
-                    nursery.start_soon(_copy, one, other, waiting.traffic, nursery.cancel_scope)
+                    nursery.start_soon(both.copy, one, other)
         finally:
             waiting.done.set()
 
@@ -334,6 +333,43 @@ class _Waiting:
         self.traffic = traffic
         self.taken = trio.Event()
         self.done = trio.Event()
+
+
+@final
+class _Both:
+    """The two ways of one connection that is passed on. If either breaks, so does the whole.
+
+    Once one side has said that it says no more, the other may go on, but may not be silent for long, nor may what it
+    says wait for long until it is read: who closes its connection seems to have said no more, and hears nothing, so
+    that the other could keep its place for ever.
+    """
+
+    def __init__(self, traffic: _Traffic, scope: trio.CancelScope) -> None:
+        self._traffic = traffic
+        self._scope = scope
+        self._half = False
+        self._paying = 0
+
+    async def copy(self, one: trio.SocketStream, other: trio.SocketStream) -> None:
+        """Until `one` says no more."""
+        try:
+            while data := await one.receive_some(_PIECE):
+                self._paying += 1
+                self._moved()
+                await self._traffic.pay(len(data))
+                self._paying -= 1
+                self._moved()
+                await other.send_all(data)
+                self._moved()
+            await other.send_eof()
+            self._half = True
+            self._moved()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._scope.cancel()
+
+    def _moved(self) -> None:
+        waits = self._half and not self._paying  # to pay may take long, and is nobody's silence
+        self._scope.deadline = trio.current_time() + SILENCE if waits else math.inf
 
 
 async def _first_packet(stream: trio.SocketStream) -> bytes | None:
@@ -353,23 +389,3 @@ async def _read(stream: trio.SocketStream, size: int) -> bytes:
             raise ChannelBroken("it said nothing that is meant for a relay")
         data += more
     return data
-
-
-async def _copy(
-    one: trio.SocketStream, other: trio.SocketStream, traffic: _Traffic, both: trio.CancelScope
-) -> None:
-    """Until `one` says no more; if either breaks, so does the whole.
-
-    What comes the other way may go on then, but not be silent for long: who closes its connection seems to have said no
-    more, and hears nothing, so that the other could keep its place for ever.
-    """
-    try:
-        while data := await one.receive_some(_PIECE):
-            if both.deadline != math.inf:
-                both.deadline = trio.current_time() + SILENCE
-            await traffic.pay(len(data))
-            await other.send_all(data)
-        await other.send_eof()
-        both.deadline = trio.current_time() + SILENCE
-    except (trio.BrokenResourceError, trio.ClosedResourceError):
-        both.cancel()

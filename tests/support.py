@@ -61,3 +61,9 @@ def trio_test_real(function: Callable[P, Awaitable[None]]) -> Callable[P, None]:
 async def until(is_so: Callable[[], bool]) -> None:
     while not is_so():  # noqa: ASYNC110 - it is for other tasks
         await trio.sleep(0.01)
+
+
+def fields_of(kind: type) -> tuple[str, ...]:
+    """The names of what an instance holds. A compiled class tells them otherwise."""
+    slots = getattr(kind, "__mypyc_attrs__", ()) or getattr(kind, "__slots__", ())
+    return tuple(name for name in sorted(slots) if not name.startswith("__"))

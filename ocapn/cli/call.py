@@ -22,6 +22,10 @@ from ocapn.model.locators import SturdyRef
 from ocapn.opening import open_peer
 from ocapn.promise import E
 
+#: Seconds for all of it. Tor alone may take half a minute to reach a service.
+_TIMEOUT: Final = 30.0
+_ONION_TIMEOUT: Final = 90.0
+
 _DESCRIPTION: Final = """
 Enlivens a sturdyref, sends the object a message, and prints what it answers.
 
@@ -62,9 +66,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout",
         type=_seconds,
-        default=30.0,
         metavar="S",
-        help="how many seconds it all may take, 0 for as long as it takes (default: %(default)g)",
+        help=f"how many seconds it all may take, 0 for as long as it takes (default: {_TIMEOUT:g}, and over onion "
+        f"{_ONION_TIMEOUT:g})",
     )
     parser.add_argument("--tor-socks", metavar="HOST:PORT", help=SOCKS_HELP)
     parser.add_argument(
@@ -83,16 +87,24 @@ def _run(given: argparse.Namespace) -> None:
         print(SIGNALS.run(partial(_call, sturdyref, args, given)))
 
 
+def seconds_for(asked: float | None, transport: str) -> float:
+    """How long a call may take."""
+    if asked is not None:
+        return asked
+    return _ONION_TIMEOUT if transport == "onion" else _TIMEOUT
+
+
 async def _call(sturdyref: SturdyRef, args: list[object], given: argparse.Namespace) -> str:
     """The printed answer: it is made while the session lives, as references in it are described."""
     netlayers = dialling(given.tor_socks)
     limits = limits_for([sturdyref.peer.transport])
+    timeout = seconds_for(given.timeout, sturdyref.peer.transport)
     # One message and its answer: if the connection fails, so has the call.
     async with open_peer(
         traced(netlayers) if given.trace else netlayers, limits=limits, durable="never"
     ) as peer:
         waiting = "connecting"
-        with trio.move_on_after(given.timeout):
+        with trio.move_on_after(timeout):
             try:
                 target = await peer.enliven(sturdyref)
             except ConnectFailed as error:
@@ -116,7 +128,7 @@ async def _call(sturdyref: SturdyRef, args: list[object], given: argparse.Namesp
             return values.json_line(result) if given.json else values.readable(result)
     raise Failure(
         ExitCode.TIMEOUT,
-        f"{given.timeout:g} s have passed while {waiting}; --timeout gives it longer",
+        f"{timeout:g} s have passed while {waiting}; --timeout gives it longer",
     )
 
 

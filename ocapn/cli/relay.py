@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import resource
 import sys
 from functools import partial
 from typing import Final
@@ -13,7 +14,7 @@ from ocapn.cli.command import Command
 from ocapn.cli.exits import ExitCode, Failure
 from ocapn.cli.output import complain, logged
 from ocapn.cli.signals import SIGNALS
-from ocapn.crypto import Identity, public_key_of
+from ocapn.crypto import Identity
 from ocapn.errors import BadLocator
 from ocapn.netlayers.identity import identity_file
 from ocapn.netlayers.noise import parse_address
@@ -38,6 +39,8 @@ Example:
 """
 
 _LIMITS: Final = RelayLimits()
+#: What a process has open besides.
+_OTHER_FILES: Final = 64
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +73,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, what in (
         ("clients", "peers that are registered"),
         ("connections", "connections to one registered peer"),
-        ("per-source", "connections from one address"),
+        (
+            "per-source",
+            "connections from one address, or of IPv6 the first half of one, registrations included",
+        ),
         ("rate", "bytes a second that are passed on to and from one registered peer"),
     ):
         default = getattr(_LIMITS, name.replace("-", "_"))
@@ -81,30 +87,59 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="N",
             help=f"how many {what} (default: {default:,})",
         )
+    parser.add_argument(
+        "--total",
+        type=int,
+        metavar="N",
+        help="how many connections in all: each needs two of the files that the process may open (default: "
+        f"{_LIMITS.total:,}, or as many as there are files for)",
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="tells of connections on standard error")
 
 
 def _run(given: argparse.Namespace) -> None:
-    relay = _relay(given, None)  # what is wrong is found before a file is made
+    try:
+        limits = RelayLimits(
+            clients=given.clients,
+            connections=given.connections,
+            per_source=given.per_source,
+            total=_total(given.total),
+            rate=given.rate,
+        )
+        relay = _relay(given, limits, None)  # what is wrong is found before a file is made
+    except (BadLocator, ValueError) as error:
+        said = str(error).replace("advertise=", "--advertise")
+        raise Failure(ExitCode.USAGE, f"{said}; 'ocapn relay --help' explains") from None
     if given.identity is not None:
-        relay = _relay(given, identity_file(given.identity))
+        relay = _relay(given, limits, identity_file(given.identity))
     with logged("ocapn relay", verbose=given.verbose):
         SIGNALS.run(partial(_serve, relay))
 
 
-def _relay(given: argparse.Namespace, identity: Identity | None) -> Relay:
-    try:
-        host, port = _place(given.listen)
-        for designator in given.allow or ():
-            public_key_of(designator)
-        limits = RelayLimits(
-            clients=given.clients, connections=given.connections, per_source=given.per_source, rate=given.rate
+def _relay(given: argparse.Namespace, limits: RelayLimits, identity: Identity | None) -> Relay:
+    host, port = _place(given.listen)
+    return Relay(host, port, identity=identity, advertise=given.advertise, allow=given.allow, limits=limits)
+
+
+def _total(asked: int | None) -> int:
+    """As many connections as there are files for, for which the process is given as many as it may have."""
+    wanted = _LIMITS.total if asked is None else asked
+    if wanted <= 0:
+        return wanted  # which the limits refuse
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 2 * wanted + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return wanted
+    total = max(1, (soft - _OTHER_FILES) // 2)
+    if asked is not None:
+        complain(
+            f"ocapn relay: {total:,} connections in all, not {wanted:,}: this process may open {soft:,} files "
+            "(ulimit -n), and each connection needs two"
         )
-        return Relay(
-            host, port, identity=identity, advertise=given.advertise, allow=given.allow, limits=limits
-        )
-    except (BadLocator, ValueError) as error:
-        raise Failure(ExitCode.USAGE, f"{error}; 'ocapn relay --help' explains") from None
+    return total
 
 
 def _place(text: str) -> tuple[str, int]:

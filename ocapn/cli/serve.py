@@ -414,12 +414,21 @@ def _asked(given: argparse.Namespace, urls: Sequence[str]) -> Asked:
     )
 
 
+#: Bytes of a password of the control port of Tor.
+_PASSWORD: Final = 1024
+
+
 def _password_in(path: str) -> str:
     """The first line of a file. Raises Failure."""
     try:
-        password = read_bytes(path, 1025).decode().splitlines()[0]
-    except (UnicodeDecodeError, IndexError):
-        raise Failure(ExitCode.MALFORMED, f"{path} holds no password: its first line is one") from None
+        password = read_bytes(path, _PASSWORD + 2).decode().partition("\n")[0].removesuffix("\r")
+    except UnicodeDecodeError:
+        password = ""
+    if not password or len(password.encode()) > _PASSWORD:
+        raise Failure(
+            ExitCode.MALFORMED,
+            f"{path} holds no password: its first line is one, of up to {_PASSWORD:,} bytes",
+        )
     if path != "-":
         _warn_if_open(path)
     return password

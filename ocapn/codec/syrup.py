@@ -236,7 +236,7 @@ class Decoder(Reading):
                         d = buffer[pos]
                         if d == 43 or d == 45:
                             if pos - start > self._digit_limit:
-                                raise DecodeError(self._too_manydigits(), start)
+                                raise DecodeError(self._too_many_digits(), start)
                         elif pos - start > _LENGTH_DIGITS:
                             raise DecodeError("a length beyond every limit", start)
                         n = int(buffer[start:pos])
@@ -332,7 +332,7 @@ class Decoder(Reading):
         self._kind = kind
         return False
 
-    def _too_manydigits(self) -> str:
+    def _too_many_digits(self) -> str:
         return f"an integer of more than {self._digit_limit} digits"
 
     def _long_number(self, start: int, pos: int, end: int) -> int:
@@ -342,7 +342,7 @@ class Decoder(Reading):
         while pos < end and 48 <= buffer[pos] <= 57:
             pos += 1
             if pos > limit:
-                raise DecodeError(self._too_manydigits(), start)
+                raise DecodeError(self._too_many_digits(), start)
         return pos
 
     def _symbol(self, raw: bytes, start: int) -> Symbol:

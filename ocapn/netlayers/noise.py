@@ -62,8 +62,9 @@ class NoiseNetlayer(Netlayer):
     listens chooses. Raises ValueError for more addresses, for no codec or one that is none, and where `host` is every
     address of the machine and `advertise` is empty; BadLocator for what is no address.
 
-    `relays` are locators (or their URIs) of relays, up to 8, through which it can be reached as well; with
-    `listen=False` through them alone.
+    `relays` are locators (or their URIs) of relays, with up to 8 addresses together, through which it can be reached as
+    well; with `listen=False` through them alone. Raises ValueError for more, and BadLocator for what is no locator of
+    a relay.
     """
 
     transport = TRANSPORT
@@ -98,7 +99,10 @@ class NoiseNetlayer(Netlayer):
             if relay.transport != TRANSPORT:
                 raise BadLocator(f"the locator of a relay is one of {TRANSPORT}, not {relay.uri}")
             public_key_of(relay.designator)
-            self.places(relay)
+            if not _addresses(relay, "addr"):
+                raise BadLocator(f"the locator of a relay needs the hint addr, which {relay.uri} has not")
+        if len(self._relay_addresses()) > MOST_ADDRESSES:
+            raise ValueError(f"the relays have more than {MOST_ADDRESSES} addresses together")
         self._drawn = identity is None
         self._identity = identity or new_identity()
         self._codecs = tuple(CODECS[name].number for name in codecs)
@@ -123,8 +127,7 @@ class NoiseNetlayer(Netlayer):
         direct = await self._listen_here(limits) if self._listen else None
         if not self._relays:
             return direct
-        addresses = dict.fromkeys(address for relay in self._relays for address in _addresses(relay, "addr"))
-        self.location = self._located({**self.location.hints, "relay": ",".join(addresses)})
+        self.location = self._located({**self.location.hints, "relay": ",".join(self._relay_addresses())})
         listener = RelayedListener(self.location, direct)
         listener.registrations += [Registration(self, relay, limits, listener.take) for relay in self._relays]
         try:
@@ -133,6 +136,9 @@ class NoiseNetlayer(Netlayer):
             await listener.aclose()
             raise
         return listener
+
+    def _relay_addresses(self) -> list[str]:
+        return list(dict.fromkeys(address for relay in self._relays for address in _addresses(relay, "addr")))
 
     async def _listen_here(self, limits: Limits) -> Listener:
         listener = await self.bind()

@@ -20,6 +20,7 @@ from ocapn.crypto import Identity
 from ocapn.errors import ConnectFailed, shown
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
+from ocapn.netlayers.backoff import Backoff
 from ocapn.netlayers.base import Channel, Listener, Netlayer, StreamChannel
 from ocapn.netlayers.identity import kept, new_identity, to_keep
 from ocapn.netlayers.noise import parse_address
@@ -31,10 +32,6 @@ log: Final = logging.getLogger("ocapn.netlayer")
 TRANSPORT = "onion"
 #: That of every service.
 PORT: Final = 9045
-
-#: How long until Tor is asked again for a service that was lost: the first time, and at most, seconds.
-FIRST_DELAY: Final = 0.5
-MOST_DELAY: Final = 60.0
 
 #: What Tor means by the replies of SOCKS (RFC 1928, section 6).
 _REFUSALS: Final = {
@@ -148,8 +145,7 @@ class OnionListener(Listener):
         self._inner = inner
         self._add = add
         self._service: Service | None = service
-        self._added = trio.current_time()
-        self._delay = FIRST_DELAY
+        self._backoff = Backoff()
         self._closed = trio.CancelScope()
 
     async def accept(self) -> Channel:
@@ -169,20 +165,18 @@ class OnionListener(Listener):
             if self._service is not None:
                 await self._service.gone()
                 await self._close_service()
-                if trio.current_time() - self._added > MOST_DELAY:  # else it comes and goes
-                    self._delay = FIRST_DELAY
+                self._backoff.lost()
                 log.warning(
                     "%s: Tor has gone, and the service with it, which is added again when Tor is back",
                     TRANSPORT,
                 )
-            await trio.sleep(self._delay)
-            self._delay = min(2 * self._delay, MOST_DELAY)
+            await self._backoff.wait()
             try:
                 self._service = await self._add()
             except ConnectFailed as error:
                 log.info("%s: %s", TRANSPORT, shown(error))
             else:
-                self._added = trio.current_time()
+                self._backoff.there()
                 log.info("%s: the service is there again", TRANSPORT)
 
     async def _close_service(self) -> None:

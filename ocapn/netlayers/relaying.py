@@ -19,6 +19,7 @@ from ocapn.errors import ConnectFailed, DecodeError, RemoteProtocolError, shown
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
 from ocapn.model.values import Symbol
+from ocapn.netlayers.backoff import Backoff
 from ocapn.netlayers.base import Channel, ChannelBroken, Listener
 from ocapn.netlayers.tcp import connect, race, tune
 from ocapn.noise.packets import packet
@@ -35,10 +36,6 @@ TAKES: Final = b"ocapn-relay-1"
 #: Each side says this often that it is there, and takes the other for gone after so long; seconds.
 ALIVE: Final = 20.0
 SILENCE: Final = 60.0
-
-#: How long until a relay is tried again: the first time, and at most, seconds.
-_FIRST_DELAY: Final = 0.5
-_MOST_DELAY: Final = 60.0
 #: Connections that a relay has told of and whose handshake has not ended; more are left to it.
 #: Far above what a peer lets one source have (`Limits.unauthenticated_per_source`), so that a few keep nobody out.
 MOST_WAITING: Final = 256
@@ -91,7 +88,6 @@ class Registration:
         self._take = take
         self._channel: Channel | None = None
         self._waiting = 0
-        self._delay = _FIRST_DELAY
 
     async def register(self) -> None:
         """Raises ConnectFailed."""
@@ -126,19 +122,18 @@ class Registration:
 
     async def run(self) -> None:
         """Registers again whenever the connection is gone."""
+        backoff = Backoff()
         while True:
             channel = self._channel
             if channel is not None:
-                began = trio.current_time()
+                backoff.there()
                 try:
                     why = await self._serve(channel)
                 finally:
                     await self.aclose()
-                if trio.current_time() - began > _MOST_DELAY:  # else it comes and goes
-                    self._delay = _FIRST_DELAY
+                backoff.lost()
                 log.warning("the relay %s is gone: %s", self._relay.uri, shown(why))
-            await trio.sleep(self._delay)
-            self._delay = min(2 * self._delay, _MOST_DELAY)
+            await backoff.wait()
             try:
                 await self.register()
             except ConnectFailed as error:

@@ -33,6 +33,7 @@ from ocapn.crypto import SessionKey, location_message
 from ocapn.errors import OCapNError, SessionEnded, SessionLost
 from tests.captp.sides import Box, Clock, Side, exported
 from tests.conformance.encoding import Rec, Sym, encode, read_one, signature
+from tests.support import fields_of
 
 WIRE: Final = Wire("memory", b"", None, False)
 NONCE: Final = bytes(range(32))
@@ -145,12 +146,12 @@ def frames_of(session: Session) -> Frames:
 
 
 def vars_of(frames: Frames) -> dict[str, object]:
-    return {name: copy.copy(getattr(frames, name)) for name in Frames.__slots__}
+    return {name: copy.copy(getattr(frames, name)) for name in fields_of(Frames)}
 
 
 def roll_back(session: Session, to: Frames) -> None:
     """The session is as an old backup has it."""
-    for name in Frames.__slots__:
+    for name in fields_of(Frames):
         setattr(session.frames, name, copy.copy(getattr(to, name)))
 
 

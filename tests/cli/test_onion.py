@@ -11,6 +11,8 @@ import trio
 
 from ocapn import Identity, SturdyRef
 from ocapn.cli import ExitCode
+from ocapn.cli.call import seconds_for
+from ocapn.cli.serve import _password_in
 from ocapn.cli.wires import Asked, limits_for
 from ocapn.netlayers.tor import expanded
 from tests.cli.support import SERVED, Outcome, finished, run, serving, started
@@ -103,6 +105,31 @@ def test_without_the_package(
         code, _, err = run(capsys, "call", "ocapn://x.unix/s/AA", "--tor-socks", "127.0.0.1:1")
         assert code == ExitCode.USAGE
         assert "onion needs the package python-socks" in err
+
+
+@pytest.mark.parametrize(
+    "held", [b"", b"\nsecond line", b"\xff", b"x" * 1025, b"x" * 5000, "é".encode() * 513]
+)
+def test_what_is_no_password(held: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "password"
+    file.write_bytes(held)
+    file.chmod(0o600)
+    options = ["--listen", "onion", "--tor-password-file", str(file)]
+    code, out, err = run(capsys, "serve", "--export", f"add={SERVED}:add", *options)
+    assert (code, out) == (ExitCode.MALFORMED, "")
+    assert err == f"ocapn serve: {file} holds no password: its first line is one, of up to 1,024 bytes\n"
+
+
+def test_the_longest_password(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.touch(0o600)
+    file.write_bytes(b"x" * 1024 + b"\r\n")
+    assert _password_in(str(file)) == "x" * 1024
+
+
+def test_a_call_through_tor_is_given_time() -> None:
+    assert (seconds_for(None, "onion"), seconds_for(None, "noise")) == (90, 30)
+    assert seconds_for(7.0, "onion") == seconds_for(7.0, "noise") == 7
 
 
 def test_a_password_that_others_may_read_is_warned_of_and_never_shown(

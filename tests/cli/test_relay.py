@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
 
 from ocapn import PeerLocator
 from ocapn.cli import ExitCode
+from ocapn.cli.relay import _total
 from tests.cli.support import SERVED, finished, run, serving, started
 
 URI = "ocapn://yefpmv7wos5qbhwsseysrtcozb3ok5c6pr7i454imrrxqczhfvga.noise?addr=127.0.0.1%3A1"
@@ -46,16 +48,46 @@ def test_a_peer_that_is_not_allowed() -> None:
     assert err.endswith("this relay is for others\n")
 
 
+def test_there_are_no_more_connections_than_files(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: list[tuple[int, int]] = []
+    allowed = [100, 1064]
+    infinity = resource.RLIM_INFINITY
+    monkeypatch.setattr(resource, "getrlimit", lambda _: tuple(allowed))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, both: given.append(both))
+    assert _total(400) == 400
+    assert given == [(864, 1064)]  # no more than it needs
+    assert capsys.readouterr().err == ""
+    assert _total(None) == 500
+    assert given.pop() == (1064, 1064)
+    assert capsys.readouterr().err == ""  # nobody has asked for more
+    assert _total(501) == 500
+    assert "500 connections in all, not 501: this process may open 1,064 files" in capsys.readouterr().err
+    allowed[:] = 1064, 1064
+    given.clear()
+    assert _total(500) == 500
+    assert given == []
+    allowed[:] = 10, infinity
+    assert _total(None) == 10_000
+    assert given == [(20_064, infinity)]
+    allowed[:] = infinity, infinity
+    assert _total(None) == 10_000
+    allowed[:] = 10, 10
+    assert _total(None) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [
         (["--listen", "x"], "an address is host:port"),
-        (["--listen", "0.0.0.0:1"], "0.0.0.0 stands for every address of this machine"),
+        (["--listen", "0.0.0.0:1"], "address of this machine; --advertise says at which others find it"),
         (["--listen", "127.0.0.1:70000"], "an address is host:port"),
         (["--advertise", "x"], "an address is host:port"),
         (["--allow", "x"], "the designator is no Ed25519 key"),
-        (["--clients", "0"], "clients is above 0, not 0"),
-        (["--rate", "-1"], "rate is above 0, not -1"),
+        (["--clients", "0"], "clients must be above zero, not 0"),
+        (["--rate", "-1"], "rate must be above zero, not -1"),
+        (["--total", "-2"], "total must be above zero, not -2"),
         (["--per-source", "x"], "invalid int value"),
     ],
 )
@@ -78,7 +110,7 @@ def test_what_is_wrong_on_the_command_line(
         (["--relay", "x"], "--relay: "),
         (["--relay", "ocapn://x.unix?path=%2Fx"], "the locator of a relay is one of noise"),
         (["--relay", URI.replace("yef", "9ef")], "the designator is no Ed25519 key"),
-        (["--relay", URI.partition("?")[0]], "a noise locator needs the hint addr"),
+        (["--relay", URI.partition("?")[0]], "the locator of a relay needs the hint addr"),
         (["--relay", URI] * 9, "as many relays"),
     ],
 )

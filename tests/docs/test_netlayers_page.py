@@ -6,7 +6,7 @@ from pathlib import Path
 
 import ocapn
 from ocapn import relay
-from ocapn.netlayers import onion, relaying, tcp, tor, websocket
+from ocapn.netlayers import backoff, onion, relaying, tcp, tor, websocket
 from ocapn.noise import handshake, packets, protocol
 from tests.docs.support import ROOT, check_first_example
 
@@ -45,7 +45,7 @@ def test_the_figures_of_onion() -> None:
         f"up to {tor.MOST_LINES} lines of {tor.MOST_LINE:,} bytes, and the service must be there within 10 s"
         in PAGE
     )
-    assert (tor.PATIENCE, onion.FIRST_DELAY, onion.MOST_DELAY) == (10, 0.5, 60)
+    assert (tor.PATIENCE, backoff.FIRST_DELAY, backoff.MOST_DELAY) == (10, 0.5, 60)
 
 
 def test_the_figures_of_relays() -> None:

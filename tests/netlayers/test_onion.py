@@ -23,10 +23,11 @@ import trio.testing
 import durable
 from ocapn import ConnectFailed, E, Identity, Limits, PeerLocator, SturdyRef, open_peer, send_only
 from ocapn.errors import BadLocator
-from ocapn.netlayers import onion
+from ocapn.netlayers import backoff
 from ocapn.netlayers import tor as control
+from ocapn.netlayers.backoff import MOST_DELAY
 from ocapn.netlayers.base import Channel, Listener, StreamChannel
-from ocapn.netlayers.onion import MOST_DELAY, OnionListener, OnionNetlayer
+from ocapn.netlayers.onion import OnionListener, OnionNetlayer
 from ocapn.netlayers.tor import MOST_LINE, MOST_LINES, Replies, Service, TorError, check_service_id, expanded
 from ocapn.netlayers.unix import SocketFile
 from ocapn.testing import check_netlayer
@@ -678,7 +679,7 @@ GONE = "onion: Tor has gone, and the service with it, which is added again when 
 
 @trio_test_real
 async def test_the_service_is_added_again_when_tor_is_back() -> None:
-    with told() as log, mock.patch.object(onion, "FIRST_DELAY", 0.01):
+    with told() as log, mock.patch.object(backoff, "FIRST_DELAY", 0.01):
         async with (
             fake_tor() as tor,
             trio.open_nursery() as nursery,

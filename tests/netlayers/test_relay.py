@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 from unittest import mock
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -22,6 +23,7 @@ from ocapn import relay as module
 from ocapn.crypto import designator_of
 from ocapn.errors import BadLocator
 from ocapn.netlayers import relaying
+from ocapn.netlayers.backoff import Backoff
 from ocapn.netlayers.base import Channel, ChannelBroken
 from ocapn.netlayers.noise import parse_address
 from ocapn.netlayers.relaying import (
@@ -46,7 +48,7 @@ BOB = Identity(bytes([2]) * 32)
 MALLORY = Identity(bytes([3]) * 32)
 SECRET = b"nobody on the way reads this"
 
-Copy = Callable[[trio.SocketStream, trio.SocketStream, Any, trio.CancelScope], Awaitable[None]]
+Copy = Callable[[module._Both, trio.SocketStream, trio.SocketStream], Awaitable[None]]
 
 
 @asynccontextmanager
@@ -225,19 +227,41 @@ async def test_the_second_with_a_key_takes_the_place_of_the_first() -> None:
         await channel.send([REGISTER])
         assert await channel.receive(1) == [REGISTERED]
         assert relay._clients[BOB.designator] is not before
+        assert before.scope.cancel_called
         assert await E(echo).echo(2) == 2
         await channel.aclose()
 
 
 def test_what_is_no_locator_of_a_relay() -> None:
+    with pytest.raises(BadLocator, match="needs the hint addr, which ocapn://"):
+        NoiseNetlayer(relays=[PeerLocator("noise", BOB.designator, {"relay": "a:1"})])
+    several = [
+        PeerLocator("noise", RELAY.designator, {"addr": ",".join(f"a:{n + m}" for m in range(5))})
+        for n in (1, 6)
+    ]
+    NoiseNetlayer(relays=[several[0], several[0]])
+    with pytest.raises(ValueError, match="the relays have more than 8 addresses together"):
+        NoiseNetlayer(relays=several)
     with pytest.raises(BadLocator, match="the locator of a relay is one of noise"):
         NoiseNetlayer(relays=["ocapn://x.unix?path=%2Fx"])
     with pytest.raises(BadLocator, match="needs the hint addr"):
         NoiseNetlayer(relays=[PeerLocator("noise", BOB.designator)])
     with pytest.raises(ValueError, match="and as many relays"):
         NoiseNetlayer(relays=[PeerLocator("noise", BOB.designator, {"addr": "a:1"})] * 9)
-    with pytest.raises(ValueError, match="rate is above 0, not 0"):
-        RelayLimits(rate=0)
+
+
+@pytest.mark.parametrize("name", [field.name for field in attrs.fields(RelayLimits)])
+@pytest.mark.parametrize("value", [0, -1, float("nan")])
+def test_limits_are_above_zero(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"limit {name} must be above zero"):
+        RelayLimits(**{name: value})
+
+
+def test_who_may_register_is_named_by_designators() -> None:
+    with pytest.raises(BadLocator):
+        Relay(allow=[BOB.designator, "bob"])
+    with pytest.raises(TypeError, match="allow has designators, and is not one"):
+        Relay(allow=BOB.designator)
 
 
 # A relay that means ill
@@ -269,9 +293,7 @@ def split(data: bytes) -> list[bytes]:
 def altering(at: int, toward: str) -> Copy:
     """Changes one bit of what is passed on, so many bytes from the beginning."""
 
-    async def copy(
-        one: trio.SocketStream, other: trio.SocketStream, traffic: Any, both: trio.CancelScope
-    ) -> None:
+    async def copy(self: module._Both, one: trio.SocketStream, other: trio.SocketStream) -> None:
         left = at
         target = sides.toward(one, other)
         try:
@@ -282,7 +304,7 @@ def altering(at: int, toward: str) -> Copy:
                 await other.send_all(data)
             await other.send_eof()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            both.cancel()
+            self._scope.cancel()
 
     sides = Sides()
     return copy
@@ -295,7 +317,7 @@ def altering(at: int, toward: str) -> Copy:
 def test_an_altered_handshake(at: int, toward: str) -> None:
     @trio_test_real
     async def run() -> None:
-        with mock.patch.object(module, "_copy", altering(at, toward)):
+        with mock.patch.object(module._Both, "copy", altering(at, toward)):
             async with relaying_at() as relay, open_peer([hidden(relay)]) as b:
                 async with open_peer(dials(), limits=Limits(handshake=1.0)) as a:
                     with pytest.raises(ConnectFailed):
@@ -348,9 +370,7 @@ def test_what_a_relay_does_later_is_a_cut_and_nothing_is_lost(how: str, toward: 
     spoilt = 0
     sides = Sides()
 
-    async def copy(
-        one: trio.SocketStream, other: trio.SocketStream, traffic: Any, both: trio.CancelScope
-    ) -> None:
+    async def copy(self: module._Both, one: trio.SocketStream, other: trio.SocketStream) -> None:
         nonlocal spoils, spoilt
         target = sides.toward(one, other)
         held = b""
@@ -369,13 +389,13 @@ def test_what_a_relay_does_later_is_a_cut_and_nothing_is_lost(how: str, toward: 
                 await other.send_all(data)
             await other.send_eof()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            both.cancel()
+            self._scope.cancel()
 
     @trio_test_real
     async def run() -> None:
         nonlocal spoils
         recorder = Recorder()
-        with mock.patch.object(module, "_copy", copy):
+        with mock.patch.object(module._Both, "copy", copy):
             async with relaying_at() as relay, open_peer([hidden(relay)]) as b, open_peer(dials()) as a:
                 ref = await a.enliven(b.export(recorder))
                 await until(lambda: all(one.durable for one in (*a.sessions, *b.sessions)))
@@ -401,13 +421,13 @@ def test_what_a_relay_does_later_is_a_cut_and_nothing_is_lost(how: str, toward: 
 @trio_test_real
 async def test_one_of_two_connections_is_lost_and_the_other_goes_on() -> None:
     scopes: list[trio.CancelScope] = []
-    real = module._copy
+    real = module._Both.copy
 
-    async def copy(one: Any, other: Any, traffic: Any, both: trio.CancelScope) -> None:
-        scopes.append(both)
-        await real(one, other, traffic, both)
+    async def copy(self: module._Both, one: Any, other: Any) -> None:
+        scopes.append(self._scope)
+        await real(self, one, other)
 
-    with mock.patch.object(module, "_copy", copy):
+    with mock.patch.object(module._Both, "copy", copy):
         async with (
             relaying_at() as relay,
             open_peer([hidden(relay)]) as b,
@@ -485,10 +505,10 @@ async def test_a_relay_that_passes_nothing_on() -> None:
     async def nothing(*_: object) -> None:
         await trio.sleep_forever()
 
-    with mock.patch.object(module, "_copy", nothing):
+    with mock.patch.object(module._Both, "copy", nothing):
         async with relaying_at() as relay, open_peer([hidden(relay)]) as b:
             async with open_peer(dials(), limits=Limits(handshake=0.3)) as a:
-                with pytest.raises(ConnectFailed, match=r"did not|within|no answer|handshake"):
+                with pytest.raises(ConnectFailed, match=r"did not answer within 0\.3 s"):
                     await a.connect(b.locator())
             assert b.sessions == []
 
@@ -503,9 +523,7 @@ async def test_a_relay_that_replays_and_reads() -> None:
         first.append(packet(body))
         return packet(body)
 
-    async def copy(
-        one: trio.SocketStream, other: trio.SocketStream, traffic: Any, both: trio.CancelScope
-    ) -> None:
+    async def copy(self: module._Both, one: trio.SocketStream, other: trio.SocketStream) -> None:
         side = "peer" if seen["dialler"] and not seen["peer"] else ""
         try:
             while data := await one.receive_some(1 << 16):
@@ -514,11 +532,11 @@ async def test_a_relay_that_replays_and_reads() -> None:
                 await other.send_all(data)
             await other.send_eof()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            both.cancel()
+            self._scope.cancel()
 
     recorder = Recorder()
     async with relaying_at() as relay, open_peer([hidden(relay)]) as b:
-        with mock.patch.object(module, "_copy", copy), mock.patch.object(module, "packet", noting):
+        with mock.patch.object(module._Both, "copy", copy), mock.patch.object(module, "packet", noting):
             async with open_peer(dials(), durable="never") as a:
                 ref = await a.enliven(b.export(recorder, b"swiss number of it"))
                 await E(ref).note(SECRET)
@@ -775,6 +793,24 @@ async def test_a_relay_that_comes_and_goes_is_asked_less_and_less_often() -> Non
     assert delays[:9] == [0.5, 1, 2, 4, 8, 16, 32, 60, 60]
 
 
+@trio_test
+async def test_a_relay_that_lasted_is_asked_soon_again() -> None:
+    backoff = Backoff()
+    waits = []
+
+    async def waited() -> None:
+        before = trio.current_time()
+        await backoff.wait()
+        waits.append(trio.current_time() - before)
+
+    for life in (0, 1, 60, 61, 1):
+        backoff.there()
+        await trio.sleep(life)
+        backoff.lost()
+        await waited()
+    assert waits == [0.5, 1, 2, 0.5, 1]
+
+
 RELAY_LOCATOR = PeerLocator("noise", RELAY.designator, {"addr": "127.0.0.1:1"})
 
 
@@ -911,7 +947,7 @@ async def test_connections_to_one_peer() -> None:
 @trio_test_real
 async def test_connections_that_a_peer_has_not_taken() -> None:
     """It is told of, and takes none: each waits for a while, and only so many do."""
-    relay = Relay(identity=RELAY, limits=RelayLimits(waiting=2, handshake=0.3))
+    relay = Relay(identity=RELAY, limits=RelayLimits(waiting=2, handshake=2))
     async with relaying_at(relay) as at:
         channel = await NoiseNetlayer(listen=False, identity=BOB).dial(at, Limits())
         await channel.send([REGISTER])
@@ -930,6 +966,54 @@ async def test_connections_that_a_peer_has_not_taken() -> None:
         traffic = relay._traffic[BOB.designator]
         assert (relay._tokens, traffic.connections, traffic.waiting) == ({}, 0, 0)
         await channel.aclose()
+
+
+@trio_test_real
+async def test_what_a_peer_has_taken_does_not_wait() -> None:
+    """And counts for it while it lasts, though it be registered no more."""
+    relay = Relay(identity=RELAY, limits=RelayLimits(waiting=1, rate=12_345_678))
+    async with relaying_at(relay) as at, open_peer(dials()) as a, open_peer(dials()) as other:
+        async with open_peer([hidden(at)]) as b:
+            await a.connect(b.locator())
+            await other.connect(b.locator())
+            traffic = relay._traffic[BOB.designator]
+            assert (traffic.connections, traffic.waiting, traffic._rate) == (2, 0, 12_345_678)
+            client = relay._clients[BOB.designator]
+            client.scope.cancel()
+            await until(lambda: relay._clients.get(BOB.designator) is not client)
+            assert relay._traffic[BOB.designator] is traffic
+        await until(lambda: not relay._traffic)
+
+
+@trio_test_real
+async def test_what_a_peer_cannot_be_told_of_is_closed_at_once() -> None:
+    relay = Relay(identity=RELAY, limits=RelayLimits(waiting=3))
+    async with relaying_at(relay) as at, open_peer([hidden(at)]):
+        told = relay._clients[BOB.designator]._tell
+        assert told.statistics().max_buffer_size == 3
+        for _ in range(4):
+            with contextlib.suppress(trio.WouldBlock):
+                told.send_nowait(IS_ALIVE)
+        with mock.patch.object(module._Client, "told", return_value=False):
+            async with await stream_to(at) as stream:
+                await stream.send_all(first_for(BOB))
+                assert await ended(stream)
+
+
+@trio_test_real
+async def test_a_relay_goes_on_when_it_cannot_accept(caplog: pytest.LogCaptureFixture) -> None:
+    real = trio.SocketListener.accept
+    failures = [OSError("too many open files")]
+
+    async def accept(self: trio.SocketListener) -> trio.SocketStream:
+        if failures:
+            raise failures.pop()
+        return await real(self)
+
+    with mock.patch.object(trio.SocketListener, "accept", accept):
+        async with relaying_at() as relay, open_peer([hidden(relay)]) as b, open_peer(dials()) as a:
+            await a.connect(b.locator())
+    assert "cannot accept: too many open files" in caplog.text
 
 
 @trio_test_real
@@ -986,6 +1070,43 @@ async def test_a_connection_that_one_side_has_ended_is_kept_while_the_other_spea
         assert not waiting.done.is_set()
         with trio.fail_after(relaying.SILENCE + 1):
             await waiting.done.wait()
+
+
+@pytest.mark.parametrize(("seconds", "read"), [(10, True), (200, True), (10, False)])
+@trio_test
+async def test_what_is_passed_on_is_paid_for_and_that_is_no_silence(seconds: int, read: bool) -> None:
+    """All that a side has said before it ended arrives, however slow the rate; if it is read."""
+    relay = Relay(identity=RELAY)
+    dialler, of_dialler = trio.testing.memory_stream_pair()
+    peer, of_peer = trio.testing.memory_stream_pair()
+    there: Any = of_dialler
+    taking: Any = of_peer
+    piece = bytes(1 << 16)
+    if not read:  # a memory stream takes everything
+
+        async def send_all(data: Any) -> None:
+            await trio.sleep_forever()
+
+        of_dialler.send_all = send_all  # type: ignore[method-assign]
+    rate = len(piece) // seconds
+    waiting = relay._tokens[b"token"] = module._Waiting(there, b"first", module._Traffic(rate))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(relay._taken, taking, b"token")
+        assert await peer.receive_some() == b"first"
+        began = trio.current_time()
+        await dialler.send_eof()
+        await peer.send_all(3 * piece)
+        await peer.send_eof()
+        await waiting.done.wait()
+        took = trio.current_time() - began
+        if read:
+            data = b""
+            while more := await dialler.receive_some():
+                data += more
+            assert data == 3 * piece
+            assert took == pytest.approx(3 * seconds, rel=0.01, abs=1)
+        else:
+            assert took == pytest.approx(seconds - 1 + relaying.SILENCE, abs=1)
 
 
 @trio_test

@@ -27,6 +27,7 @@ from ocapn.codec.operations import (
     Descriptor,
     Envelope,
     Form,
+    Give,
     StartSession,
 )
 from ocapn.codec.syrup import Encoder
@@ -36,6 +37,7 @@ from ocapn.errors import DecodeError, NotPassable, RemoteError
 from ocapn.limits import MAX_POSITION, Limits
 from ocapn.model.locators import PeerLocator, SturdyRef
 from ocapn.model.values import Null, Symbol, Tagged, equal
+from tests.support import fields_of
 
 from . import strategies
 
@@ -274,11 +276,12 @@ def told(value: object) -> object:
     if isinstance(value, Envelope):
         return "envelope", value.wire, value.signature, type(value.signed).__name__
     if type(value).__module__ == Deliver.__module__:
-        return type(value).__name__, [told(getattr(value, name)) for name in type(value).__slots__]  # type: ignore[attr-defined]
+        return type(value).__name__, [told(getattr(value, name)) for name in fields_of(type(value))]
     return repr(value)
 
 
-ENVELOPES: Final = [Envelope(None, b"", GIVE), Envelope(None, b"", RECEIVE)]  # type: ignore[arg-type]
+GIVEN: Final = Give(bytes(32), PeerLocator("memory", "exporter"), b"", b"", b"", GIVE)
+ENVELOPES: Final = [Envelope(GIVEN, b"", GIVE), Envelope(GIVEN, b"", RECEIVE)]
 
 
 def arguments() -> st.SearchStrategy[list[object]]:

@@ -50,6 +50,7 @@ from ocapn.errors import DecodeError, NotPassable, RemoteError
 from ocapn.limits import MAX_POSITION, Limits
 from ocapn.model.locators import PeerLocator, SturdyRef
 from ocapn.model.values import Null, Symbol, Tagged
+from tests.support import fields_of
 
 from . import strategies, vectors
 
@@ -70,8 +71,8 @@ def read_value(data: bytes) -> Any:
 
 def shape(value: object) -> object:
     """An operation or certificate as plain data, to compare."""
-    names = getattr(type(value), "__slots__", None)
-    if names is None or isinstance(value, (Descriptor, PeerLocator, SturdyRef, Tagged, Symbol)):
+    names = fields_of(type(value))
+    if not names or isinstance(value, (Descriptor, PeerLocator, SturdyRef, Tagged, Symbol)):
         return [shape(one) for one in value] if isinstance(value, list) else value
     return type(value).__name__, {name: shape(getattr(value, name)) for name in names}
 
