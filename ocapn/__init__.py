@@ -3,9 +3,12 @@
 Begin with `open_peer`, `Target`, `method` and `E`; the README has a first program.
 """
 
+from typing import Final
+
 from ocapn.calls import current_async_storage, current_session, current_storage
 from ocapn.captp.node import Introduction
 from ocapn.captp.port import SetAside
+from ocapn.codec import syrup as _syrup
 from ocapn.control import control_socket
 from ocapn.crypto import Identity
 from ocapn.errors import (
@@ -67,6 +70,8 @@ from ocapn.storage.memory import MemoryStorage
 from ocapn.supervision import ConnectionEvent, ConnectionSnapshot, SupervisedConnection
 
 __version__ = "0.1.0"
+#: Whether the codecs and the protocol core are compiled (spec/building.md). What they do is the same.
+compiled: Final = not str(_syrup.__file__).endswith(".py")
 
 __all__ = [
     "Aborted",
@@ -133,6 +138,7 @@ __all__ = [
     "TooBusy",
     "UnixNetlayer",
     "WrongContext",
+    "compiled",
     "control_socket",
     "current_async_storage",
     "current_session",

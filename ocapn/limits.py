@@ -76,6 +76,8 @@ class Limits:
     gifts: int = attrs.field(default=1_000, validator=positive)
     #: How long a gift, or a withdrawal of one, may wait for its counterpart.
     gift_life: float = attrs.field(default=600.0, validator=positive)
+    #: Sessions that are over and whose gifts may yet be withdrawn, for as long. Beyond it the oldest goes first.
+    past_sessions: int = attrs.field(default=10_000, validator=positive)
     #: How long a durable session may be without a connection: a laptop closed overnight finds its sessions again.
     suspended: float = attrs.field(default=86_400.0, validator=positive)
     #: Sessions without a connection that other peers have begun, as a key costs nothing, or with peers that nobody

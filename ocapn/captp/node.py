@@ -116,8 +116,6 @@ Connect = Callable[[PeerLocator, Callable[["Session | OCapNError"], None]], None
 
 #: Failed messages of one session that are logged in a minute.
 _LOST: Final = 100
-#: Ended sessions remembered for handoffs. Beyond it the oldest goes first.
-_MAX_PAST: Final = 10_000
 
 
 @final
@@ -327,7 +325,7 @@ class Node:
         self.suspended.pop(session.id, None)
         if self._by_id.pop(session.id, None) is not None:
             self._bury(session)
-            if len(self._past) >= _MAX_PAST:
+            if len(self._past) >= self.limits.past_sessions:
                 del self._past[next(iter(self._past))]
             until = self.now() + self.limits.gift_life
             self._past[session.id] = _Past(session.peer_id, session.peer_key, until)

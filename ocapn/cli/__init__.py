@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ocapn import __version__
+from ocapn import __version__, compiled
 from ocapn.cli import baggage, call, demo, locator, relay, serve, status, syrup
 from ocapn.cli.command import Command
 from ocapn.cli.exits import ExitCode, Failure, Stopped, failure_of, table
@@ -84,7 +84,7 @@ def _dispatch(command: Command | None, given: list[str]) -> int:
 def _overview(given: list[str]) -> int:
     match given:
         case ["--version"]:
-            print(f"ocapn {__version__}")
+            print(f"ocapn {__version__}, {'compiled' if compiled else 'pure Python'}")
         case [] | ["help"] | ["-h" | "--help", *_]:
             commands = "\n".join(f"  {name:<8} {command.summary}" for name, command in COMMANDS.items())
             print(_HELP.format(commands=commands, codes=table()), end="")

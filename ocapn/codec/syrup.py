@@ -92,10 +92,13 @@ class Decoder(Reading):
     """Decodes values from a buffer that grows (`feed`), or from whole messages (`decode`)."""
 
     __slots__ = (
+        "_base",
         "_buffer",
+        "_chunks",
         "_depth_limit",
         "_digit_limit",
         "_failure",
+        "_fed",
         "_items",
         "_kind",
         "_need",
@@ -118,9 +121,12 @@ class Decoder(Reading):
         self._text_order_allowed = text_order_allowed
         self.text_order = False
         self.references = 0
-        self._buffer: bytes | bytearray = b""
+        self._buffer = b""
+        self._chunks: list[bytes] = []  # what was fed and is not in the buffer yet
+        self._fed = 0  # bytes of those
+        self._base = 0  # where the current value begins
         self._pos = 0
-        self._need = 1
+        self._need = 1  # how long the buffer must be to go on
         self._start = 0
         self._kind: int = _TOP
         self._items: list[object] = []
@@ -132,7 +138,7 @@ class Decoder(Reading):
 
     def decode(self, data: bytes) -> object:
         self._buffer = data
-        self._pos = 0
+        self._base = self._pos = 0
         self.references = 0
         self._kind = _TOP
         items: list[object] = []
@@ -156,9 +162,13 @@ class Decoder(Reading):
 
     def feed(self, data: bytes) -> None:
         """Appends what arrived."""
-        if not isinstance(self._buffer, bytearray):
-            self._buffer = bytearray()
-        self._buffer += data
+        base = self._base
+        if base and self._pos == base:  # else a value has begun, whose parts know where they are
+            self._buffer = self._buffer[base:]
+            self._need -= base
+            self._base = self._pos = 0
+        self._chunks.append(data)
+        self._fed += len(data)
 
     def next_value(self) -> tuple[object, bytes] | None:
         """The next whole value with its bytes, or None until more is fed.
@@ -167,37 +177,39 @@ class Decoder(Reading):
         """
         if self._failure is not None:
             raise self._failure
-        buffer = self._buffer
-        if len(buffer) < self._need:
+        if len(self._buffer) + self._fed < self._need:
             return None
+        if self._fed:
+            self._buffer = b"".join([self._buffer, *self._chunks])
+            self._chunks.clear()
+            self._fed = 0
+        base = self._base
         if self._kind == _TOP:
             self.references = 0
         try:
             if not self._parse():
                 return None
         except DecodeError as error:
-            self._failure = error
-            raise
-        end = self._pos
+            self._failure = failure = DecodeError(error.rule, error.offset - base)
+            raise failure from None
         value = self._items.pop()
-        raw = bytes(buffer[:end])
-        del buffer[:end]  # type: ignore[union-attr]  # `feed` made it a bytearray
-        self._pos = 0
-        self._need = 1
+        raw = self._buffer[base : self._pos]
+        self._base = self._pos
+        self._need = self._pos + 1
         return value, raw
 
     @property
     def pending(self) -> int:
         """Bytes held that are not yet part of a whole value."""
-        return len(self._buffer)
+        return len(self._buffer) + self._fed - self._base
 
     @property
     def needed(self) -> int:
         """How many bytes, from the start of the value, the decoder wants before it can go on."""
-        return self._need
+        return self._need - self._base
 
     def raw(self) -> bytes:
-        return bytes(self._buffer[self._record_start : self._pos])
+        return self._buffer[self._record_start : self._pos]
 
     # The loop
 
@@ -267,11 +279,11 @@ class Decoder(Reading):
                         except UnicodeDecodeError:
                             raise DecodeError("a string is not well-formed UTF-8", start) from None
                     elif d == 39:  # '
-                        raw = bytes(buffer[pos:stop])
+                        raw = buffer[pos:stop]
                         symbol = _symbols.get(raw)
                         value = self._symbol(raw, start) if symbol is None else symbol
                     else:  # :
-                        value = bytes(buffer[pos:stop])
+                        value = buffer[pos:stop]
                     pos = stop
             elif c == 60 or c == 91 or c == 123:  # < [ {
                 if len(stack) >= self._depth_limit:
@@ -306,7 +318,7 @@ class Decoder(Reading):
                     pos = start
                     need = stop
                     break
-                raw = bytes(buffer[pos:stop])
+                raw = buffer[pos:stop]
                 number = _DOUBLE.unpack(raw)[0]
                 if number != number and raw != _NAN:
                     raise DecodeError("a NaN is 7ff8000000000000 and nothing else", start)
@@ -377,6 +389,20 @@ class Decoder(Reading):
 
     def _struct(self, items: list[object], start: int) -> dict[str, object]:
         """A struct from keys and values in turn: in Syrup order, or in text order where that is allowed."""
+        last = b""
+        result: dict[str, object] = {}
+        for i in range(0, len(items), 2):
+            key = items[i]
+            assert type(key) is str
+            known = _KEYS.get(key)
+            encoded = encoded_key(key) if known is None else known
+            if not last < encoded:
+                return self._struct_in_text_order(items, start)
+            last = encoded
+            result[key] = items[i + 1]
+        return result
+
+    def _struct_in_text_order(self, items: list[object], start: int) -> dict[str, object]:
         syrup_order = text_order = True
         last_encoded = last_text = b""
         last_length = -1
@@ -410,6 +436,20 @@ _INTEGERS: Final = tuple(b"%d+" % n for n in range(1024))
 _STRING_HEADS: Final = tuple(b'%d"' % n for n in range(1024))
 _BYTES_HEADS: Final = tuple(b"%d:" % n for n in range(1024))
 _SYMBOL_BYTES: dict[Symbol, bytes] = {}
+#: Keys of structs, as they are encoded. Bounded as those are.
+_KEYS: dict[str, bytes] = {}
+
+
+def encoded_key(key: str) -> bytes:
+    """Kept, if it is not long. Raises UnicodeEncodeError."""
+    text = key.encode()
+    encoded = b'%d"%b' % (len(text), text)
+    if len(text) <= _MAX_SYMBOL_BYTES:
+        if len(_KEYS) >= _MAX_SYMBOLS:
+            _KEYS.clear()
+        _KEYS[key] = encoded
+    return encoded
+
 
 #: Encodes what is not plain data (a reference, a CapTP record) at the end of `parts`; may raise NotPassable.
 WriteOther = Callable[[Writing, object], None]
@@ -468,41 +508,49 @@ class Encoder(Writing):
 
     def write(self, value: object, depth: int) -> None:
         """Appends the encoding of `value`, which stands inside `depth` containers."""
+        # What `assert isinstance` says of the type is known: it is there for the compiler, which is told no other way.
         kind = type(value)
         parts = self.parts
         if kind is str:
+            assert isinstance(value, str)
             try:
-                data = value.encode()  # type: ignore[attr-defined]
+                data = value.encode()
             except UnicodeEncodeError:
                 raise NotPassable("a string with a surrogate is not text") from None
             n = len(data)
             parts.append(_STRING_HEADS[n] if n < 1024 else b'%d"' % n)
             parts.append(data)
         elif kind is int:
-            if 0 <= value < 1024:  # type: ignore[operator]
-                parts.append(_INTEGERS[value])  # type: ignore[call-overload]
+            assert isinstance(value, int)
+            if 0 <= value < 1024:
+                parts.append(_INTEGERS[value])
             else:
-                self._integer(value)  # type: ignore[arg-type]
+                self._integer(value)
         elif kind is Symbol:
-            known = _SYMBOL_BYTES.get(value)  # type: ignore[call-overload]
-            parts.append(self._symbol(value) if known is None else known)  # type: ignore[arg-type]
+            assert isinstance(value, Symbol)
+            known = _SYMBOL_BYTES.get(value)
+            parts.append(self._symbol(value) if known is None else known)
         elif kind is bytes:
-            n = len(value)  # type: ignore[arg-type]
+            assert isinstance(value, bytes)
+            n = len(value)
             parts.append(_BYTES_HEADS[n] if n < 1024 else b"%d:" % n)
-            parts.append(value)  # type: ignore[arg-type]
-        elif kind is list or kind is tuple:
+            parts.append(value)
+        elif kind is list:
+            assert isinstance(value, list)
             if depth >= self._depth_limit:
                 raise self._too_deep()
             parts.append(b"[")
-            depth += 1
             index = 0
             try:
-                for item in value:  # type: ignore[attr-defined]
-                    self.write(item, depth)
+                for item in value:
+                    self.write(item, depth + 1)
                     index += 1
             except NotPassable as error:
                 raise within(error, f"[{index}]") from None
             parts.append(b"]")
+        elif kind is dict:
+            assert isinstance(value, dict)
+            self._struct(value, depth)
         elif kind is bool:
             parts.append(b"t" if value else b"f")
         elif value is None:
@@ -510,10 +558,18 @@ class Encoder(Writing):
                 raise self._too_deep()
             parts.append(b"<4'void>")
         elif kind is float:
+            assert isinstance(value, float)
             parts.append(b"D")
             parts.append(_NAN if value != value else _DOUBLE.pack(value))
-        elif kind is dict:
-            self._struct(value, depth)  # type: ignore[arg-type]
+        elif kind is Record:
+            assert isinstance(value, Record)
+            if depth >= self._depth_limit:
+                raise self._too_deep()
+            parts.append(b"<")
+            self.write(value.label, depth + 1)
+            for field in value.fields:
+                self.write(field, depth + 1)
+            parts.append(b">")
         else:
             self._rare(value, depth)
 
@@ -537,33 +593,35 @@ class Encoder(Writing):
     def _struct(self, value: dict[object, object], depth: int) -> None:
         if depth >= self._depth_limit:
             raise self._too_deep()
-        keyed: list[tuple[bytes, bytes, object]] = []
-        subclasses = False
+        members: dict[bytes, object] = {}
         for key, member in value.items():
-            if type(key) is not str:
-                if not isinstance(key, str):
-                    raise NotPassable(f"a struct's keys are strings, not {type(key).__name__}")
-                subclasses = True
-            try:
-                text = str.encode(key)
-            except UnicodeEncodeError:
-                raise NotPassable("a key with a surrogate is not text") from None
-            encoded = b'%d"%b' % (len(text), text)
-            keyed.append((text if self.text_order else encoded, encoded, member))
-        keyed.sort(key=_first)
-        if subclasses and len({encoded for _, encoded, _ in keyed}) < len(keyed):
-            # Subclasses of str may have an == of their own.
+            known = _KEYS.get(key) if type(key) is str else None
+            members[self._key(key) if known is None else known] = member
+        if len(members) < len(value):  # subclasses of str may have an == of their own
             raise NotPassable("two keys of a struct have the same text")
+        keys = list(members)
+        if len(keys) > 1:
+            if self.text_order:
+                keys.sort(key=_text)
+            else:
+                keys.sort()
         parts = self.parts
         parts.append(b"{")
-        for _, encoded, member in keyed:
+        for encoded in keys:
             parts.append(encoded)
             try:
-                self.write(member, depth + 1)
+                self.write(members[encoded], depth + 1)
             except NotPassable as error:
-                key = encoded[encoded.index(b'"') + 1 :].decode()
-                raise within(error, f"[{key!r}]") from None
+                raise within(error, f"[{_text(encoded).decode()!r}]") from None
         parts.append(b"}")
+
+    def _key(self, key: object) -> bytes:
+        if not isinstance(key, str):
+            raise NotPassable(f"a struct's keys are strings, not {type(key).__name__}")
+        try:
+            return encoded_key(key if type(key) is str else str.__str__(key))
+        except UnicodeEncodeError:
+            raise NotPassable("a key with a surrogate is not text") from None
 
     def record(self, label: bytes, *fields: object, depth: int = 0) -> None:
         """Appends a record; `label` is the encoded label."""
@@ -599,19 +657,14 @@ class Encoder(Writing):
         elif isinstance(value, PeerLocator):
             hints = dict(value.hints) or False
             self.record(b"10'ocapn-peer", Symbol(value.transport), value.designator, hints, depth=depth)
-        elif isinstance(value, Record):
-            self.parts.append(b"<")
-            self.write(value.label, depth + 1)
-            for field in value.fields:
-                self.write(field, depth + 1)
-            self.parts.append(b">")
         else:
             self.depth = depth
             self.write_other(self, value)
 
 
-def _first(item: tuple[bytes, bytes, object]) -> bytes:
-    return item[0]
+def _text(encoded: bytes) -> bytes:
+    """That of an encoded string."""
+    return encoded[encoded.index(b'"') + 1 :]
 
 
 def within(error: NotPassable, step: str) -> NotPassable:

@@ -88,10 +88,9 @@ def core_sessions(here: Scene) -> list[CoreSession]:
 
 
 @trio_test_real
-async def test_sessions_that_are_remembered_for_handoffs(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sessions_that_are_remembered_for_handoffs() -> None:
     """Only so many; the oldest go first."""
-    monkeypatch.setattr("ocapn.captp.node._MAX_PAST", FEW)
-    async with scene() as here:
+    async with scene(Limits(past_sessions=FEW)) as here:
         ids = []
         for _ in range(3 * FEW):
             client = await here.attacker()

@@ -15,6 +15,7 @@ import pytest
 import trio
 
 import ocapn
+from ocapn import compiled
 from ocapn.cli import COMMANDS, ExitCode, command, exits
 from ocapn.cli.exits import Failure, failure_of
 from ocapn.cli.output import printable, redact
@@ -76,8 +77,11 @@ def test_without_a_command_the_help_is_printed_and_the_code_is_that_of_misuse(
     assert err == ""
 
 
+BUILD = "compiled" if compiled else "pure Python"
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(capsys, "--version") == (0, f"ocapn {ocapn.__version__}\n", "")
+    assert run(capsys, "--version") == (0, f"ocapn {ocapn.__version__}, {BUILD}\n", "")
 
 
 @pytest.mark.parametrize("arguments", [["cal"], ["help", "cal"], ["cal", "--help"]])
@@ -88,7 +92,7 @@ def test_an_unknown_command(capsys: pytest.CaptureFixture[str], arguments: list[
 @pytest.mark.parametrize("module", ["ocapn", "ocapn.cli"])
 def test_the_package_can_be_run(module: str) -> None:
     with started("--version", module=module) as process:
-        assert finished(process) == (0, f"ocapn {ocapn.__version__}\n", "")
+        assert finished(process) == (0, f"ocapn {ocapn.__version__}, {BUILD}\n", "")
 
 
 def test_the_entry_point_is_main() -> None:

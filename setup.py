@@ -1,0 +1,98 @@
+"""Builds ocapn: as it is, or with its codecs and protocol core compiled by mypyc if `OCAPN_COMPILED=1`.
+
+An editable installation is never compiled: what is edited is what runs. See spec/building.md.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shlex
+import shutil
+import sys
+import sysconfig
+import tempfile
+import tomllib
+from glob import glob
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build import build
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+#: What compiling needs: the types of what it uses, too.
+NEEDS = ["mypy>=2.4,<3", *tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]]
+#: What layers above derive from, and protocols: see the modules.
+INTERPRETED = {"__init__.py", "bootstrap.py", "handles.py", "port.py"}
+
+#: A new one each time: what an earlier build has left would be taken for this one's.
+PLACE = Path(tempfile.mkdtemp(prefix="ocapn-build-"))
+atexit.register(shutil.rmtree, PLACE, ignore_errors=True)
+
+
+def wanted() -> bool:
+    """Whether this is to be compiled, and can be."""
+    if os.environ.get("OCAPN_COMPILED", "") in ("", "0") or "editable_wheel" in sys.argv:
+        return False
+    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "")
+    return bool(
+        sys.implementation.name == "cpython"
+        and compiler
+        and shutil.which(compiler[0])
+        and Path(sysconfig.get_path("include"), "Python.h").exists()
+    )
+
+
+def extensions() -> list[Extension]:
+    """Empty where mypy does not take the source: it says why."""
+    from mypyc.build import mypycify
+
+    modules = [
+        path
+        for path in sorted(glob("ocapn/codec/*.py") + glob("ocapn/captp/*.py"))
+        if Path(path).name not in INTERPRETED
+    ]
+    try:
+        return mypycify(
+            ["--explicit-package-bases", *modules],
+            opt_level="2",
+            debug_level="0",
+            group_name="ocapn",
+            target_dir=str(PLACE),
+        )
+    except SystemExit:
+        return []
+
+
+class Build(build):
+    """In a directory of its own."""
+
+    def initialize_options(self) -> None:
+        super().initialize_options()
+        self.build_base = str(PLACE)
+
+
+class Compile(build_ext):
+    """Without what could not be compiled: all of it, as the modules are linked to each other."""
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except Exception as error:
+            print(
+                f"ocapn is installed as pure Python, because it could not be compiled: {error}",
+                file=sys.stderr,
+            )
+            for output in self.get_outputs():
+                Path(output).unlink(missing_ok=True)
+            self.extensions = []
+
+
+compiling = wanted()
+asked_for_needs = "egg_info" in sys.argv or "dist_info" in sys.argv
+setup(
+    cmdclass={"build": Build, "build_ext": Compile},
+    setup_requires=NEEDS if compiling and asked_for_needs else [],
+    ext_modules=extensions() if compiling and "bdist_wheel" in sys.argv else [],
+)
