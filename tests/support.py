@@ -7,10 +7,16 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import ParamSpec
 
+import pytest
 import trio
 import trio.testing
 
+import ocapn
+
 P = ParamSpec("P")
+
+#: For tests that put something of their own into the core.
+interpreted = pytest.mark.skipif(ocapn.compiled, reason="what is compiled cannot be changed by a test")
 
 
 def trio_test_within(

@@ -24,7 +24,9 @@ from ocapn.peer import Peer
 from tests.invariants import watching
 from tests.peer.support import Box, Echo, far
 from tests.restart.support import Ledger, agreed, linked, world
-from tests.support import trio_test
+from tests.support import interpreted, trio_test
+
+pytestmark = interpreted
 
 Scenario = Callable[[], None]
 Mutant = Callable[[pytest.MonkeyPatch], None]

@@ -225,6 +225,12 @@ def _record(label: str, *values: object) -> bytes:
     return b"<" + encode(Symbol(label)) + b"".join([encode(value) for value in values]) + b">"
 
 
+def _received(received: int | None) -> object:
+    if received is None:
+        return False  # not in one expression with an int, of which a compiler may make 0
+    return received
+
+
 def _signature(signature: bytes | None) -> object:
     return False if signature is None else signature_value(signature)
 
@@ -261,7 +267,7 @@ def write_resume_refuse(operation: ResumeRefuse) -> bytes:
         operation.session,
         operation.nonce,
         Symbol(operation.reason),
-        False if operation.received is None else operation.received,
+        _received(operation.received),
         _signature(operation.signature),
     )
 
@@ -337,5 +343,5 @@ class Transcript:
             sender,
             reader,
             Symbol(reason),
-            False if received is None else received,
+            _received(received),
         )

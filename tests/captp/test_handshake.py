@@ -16,6 +16,7 @@ from ocapn.codec.operations import Form, StartSession, write_abort, write_start_
 from ocapn.codec.syrup import Encoder
 from ocapn.crypto import SessionKey, location_message
 from tests.captp.sides import Side, pair
+from tests.support import interpreted
 
 B = PeerLocator("memory", "b")
 #: What the session does once there is one; the handshake itself has ended.
@@ -120,6 +121,7 @@ def test_every_transition(state: State, event: Event) -> None:
         assert not side.node.dials
 
 
+@interpreted
 @pytest.mark.parametrize(("state", "action"), list(product(State, Event)))
 def test_no_other_transition(state: State, action: Event, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is done in whatever state, only entries of the table are taken, and nothing fails in another way."""

@@ -13,7 +13,7 @@ from ocapn import E
 from ocapn.codec.operations import form_of
 from ocapn.testing import linked_peers, quiet
 from tests.invariants import Watch
-from tests.support import trio_test
+from tests.support import interpreted, trio_test
 
 
 class Giver(ocapn.Target):
@@ -22,6 +22,7 @@ class Giver(ocapn.Target):
         return ocapn.target(print)
 
 
+@interpreted
 @trio_test
 async def test_a_resolver_that_was_used_keeps_nothing_alive(
     monkeypatch: pytest.MonkeyPatch, invariants: Watch

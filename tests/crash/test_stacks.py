@@ -24,6 +24,7 @@ from tests.crash.disk import Disk, Mark, Sync, Write, materialise, read, recordi
 from tests.crash.script import Found
 from tests.crash.stacks import SIDES, TURNS, go_on
 from tests.crash.wire import Shown
+from tests.support import interpreted
 
 
 @pytest.fixture(autouse=True)
@@ -117,6 +118,7 @@ def test_syncs_that_are_swallowed_are_found(place: Path) -> None:
     assert wrong(disk, place)
 
 
+@interpreted
 def test_messages_that_are_sent_before_their_commit_are_found(place: Path) -> None:
     append, show = Outbox.append, Commits.show
 
@@ -135,6 +137,7 @@ def test_messages_that_are_sent_before_their_commit_are_found(place: Path) -> No
     assert any("sent of the session" in str(found) for found in wrong(disk, place))
 
 
+@interpreted
 def test_acknowledgements_of_what_is_not_committed_are_found(place: Path) -> None:
     taken = property(lambda frames: frames.taken)
     with mock.patch.multiple(Frames, committed=taken, ack_due=property(lambda frames: frames.untold > 0)):
@@ -142,6 +145,7 @@ def test_acknowledgements_of_what_is_not_committed_are_found(place: Path) -> Non
     assert any("taken of the session" in str(found) for found in wrong(disk, place, 200))
 
 
+@interpreted
 def test_a_frame_that_comes_again_after_a_crash_is_found(place: Path) -> None:
     disk = life(place / "life", "9", turns=60)
     attach = Frames.attach

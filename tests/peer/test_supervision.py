@@ -34,7 +34,7 @@ from ocapn.supervision import TRANSITIONS
 from tests.peer.raw import LIMITS, Raw, abort, hello
 from tests.peer.support import Echo, Recorder, Trace, between, far, settle
 from tests.peer.test_durable import agreed
-from tests.support import trio_test
+from tests.support import interpreted, trio_test
 
 #: Delays that can be told in a test.
 PLAIN = Reconnect(base=1.0, factor=2.0, cap=5.0, jitter=0.0)
@@ -205,6 +205,7 @@ async def test_a_peer_that_this_one_does_not_want_is_given_up_at_once() -> None:
         assert connection.snapshot().attempt == 1
 
 
+@interpreted
 @pytest.mark.parametrize("strange", ["a", "b"])
 @trio_test
 async def test_another_version_is_given_up_at_once(monkeypatch: pytest.MonkeyPatch, strange: str) -> None:
