@@ -150,7 +150,7 @@ def vars_of(frames: Frames) -> dict[str, object]:
 
 
 def copy_of(frames: Frames) -> Frames:
-    old = Frames.__new__(Frames)
+    old = Frames(frames.agreement, b"", b"", b"", frames.terms, 0.0)
     for name in fields_of(Frames):
         setattr(old, name, copy.deepcopy(getattr(frames, name)))
     return old

@@ -22,6 +22,7 @@ from wsproto.frame_protocol import CloseReason, FrameProtocol
 import durable
 import ocapn
 from ocapn import ConnectFailed, E, Identity, Limits, Peer, PeerLocator, open_peer, send_only
+from ocapn.captp.tables import Export
 from ocapn.codec.operations import read_signature
 from ocapn.codec.syrup import Record, decode
 from ocapn.crypto import verify
@@ -667,7 +668,8 @@ async def test_it_has_no_part_in_what_is_for_the_peer_that_it_names() -> None:
         connection.disconnect()
         assert session.ended is None
         a.check()
-        session._core.tables.exports[1] = mock.Mock(count=-5)
+        session._core.tables.exports[1] = wrong = Export(1, session._core.spent, 0, False)
+        wrong.count = -5
         with pytest.raises(AssertionError):
             a.check()
         del session._core.tables.exports[1]
