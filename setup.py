@@ -80,9 +80,9 @@ class Compile(build_ext):
         try:
             super().run()
         except Exception as error:
+            why = f"{type(error).__name__}; above is what the compiler says"
             print(
-                f"ocapn is installed as pure Python, because it could not be compiled: {error}",
-                file=sys.stderr,
+                f"ocapn is installed as pure Python, because it could not be compiled: {why}", file=sys.stderr
             )
             for output in self.get_outputs():
                 Path(output).unlink(missing_ok=True)
