@@ -194,6 +194,9 @@ class Decoder(Reading):
             raise failure from None
         value = self._items.pop()
         raw = self._buffer[base : self._pos]
+        if self._pos == len(self._buffer):  # the next may be long in coming: nothing of this one is kept
+            self._buffer = b""
+            self._pos = 0
         self._base = self._pos
         self._need = self._pos + 1
         return value, raw

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ocapn.codec import operations
+from ocapn.codec import operations, syrup
 from ocapn.codec.base import Reading, Writing
 from ocapn.codec.syrup import ANY_RECORD, Decoder, Encoder, Record, Records, decode, encode
 from ocapn.errors import DecodeError, NotPassable, RemoteError
@@ -518,6 +518,26 @@ def test_values_in_pieces(numbers: list[int], sizes: list[int]) -> None:
     with pytest.raises(DecodeError, match="malformed at byte 1: no value begins with byte 0x78"):
         read()
     assert found == values
+
+
+def test_nothing_is_kept_of_values_that_were_taken() -> None:
+    decoder = Decoder(LIMITS)
+    decoder.feed(encode([b"secret"]) + encode(1))
+    assert decoder.next_value() == ([b"secret"], encode([b"secret"]))
+    assert decoder.next_value() == (1, b"1+")
+    assert (decoder._buffer, decoder._chunks, decoder.pending, decoder.needed) == (b"", [], 0, 1)
+    decoder.feed(b"2+")
+    assert decoder.next_value() == (2, b"2+")
+
+
+def test_the_cache_of_keys_is_bounded() -> None:
+    for n in range(6000):
+        assert decode(encode({f"bounded-{n}": n})) == {f"bounded-{n}": n}
+    assert 0 < len(syrup._KEYS) <= 2048
+    long = "k" * 65
+    assert decode(encode({long: 1})) == {long: 1}
+    assert long not in syrup._KEYS
+    assert "bounded-5999" in syrup._KEYS
 
 
 def test_pending_counts_what_is_not_yet_a_value() -> None:
