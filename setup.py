@@ -1,6 +1,7 @@
-"""Builds ocapn: as it is, or with its codecs and protocol core compiled by mypyc if `OCAPN_COMPILED=1`.
+"""Builds ocapn with its codecs and protocol core compiled by mypyc where that can be done, and as it is where not.
 
-An editable installation is never compiled: what is edited is what runs. See spec/building.md.
+`OCAPN_PURE=1` has it as it is; `OCAPN_COMPILED=1` fails where it cannot be compiled. An
+editable installation is never compiled: what is edited is what runs. See spec/building.md.
 """
 
 from __future__ import annotations
@@ -31,10 +32,16 @@ PLACE = Path(tempfile.mkdtemp(prefix="ocapn-build-"))
 atexit.register(shutil.rmtree, PLACE, ignore_errors=True)
 
 
+def asked(variable: str) -> bool:
+    return os.environ.get(variable, "") not in ("", "0")
+
+
 def wanted() -> bool:
-    """Whether this is to be compiled, and can be."""
-    if os.environ.get("OCAPN_COMPILED", "") in ("", "0") or "editable_wheel" in sys.argv:
+    """Whether this is to be compiled, and may be able to."""
+    if asked("OCAPN_PURE") or "editable_wheel" in sys.argv:
         return False
+    if asked("OCAPN_COMPILED"):
+        return True
     compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "")
     return bool(
         sys.implementation.name == "cpython"
@@ -62,6 +69,8 @@ def extensions() -> list[Extension]:
             target_dir=str(PLACE),
         )
     except SystemExit:
+        if asked("OCAPN_COMPILED"):
+            raise
         return []
 
 
@@ -80,6 +89,8 @@ class Compile(build_ext):
         try:
             super().run()
         except Exception as error:
+            if asked("OCAPN_COMPILED"):
+                raise
             why = f"{type(error).__name__}; above is what the compiler says"
             print(
                 f"ocapn is installed as pure Python, because it could not be compiled: {why}", file=sys.stderr

@@ -25,6 +25,27 @@ settings.register_profile(
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "checks"))
 
+#: What runs long, and on the compiled build where both run.
+CAMPAIGNS = {"crash", "kills", "soak"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    what = f"leave out {', '.join(sorted(CAMPAIGNS))}, but for what the compiled build cannot run"
+    parser.addoption("--without-campaigns", action="store_true", help=what)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    chosen = []
+    for item in items:
+        interpreted = item.get_closest_marker("interpreted")
+        if interpreted and compiled:
+            item.add_marker(pytest.mark.skip(reason="changes the core, which is compiled"))
+        campaign = item.path.parent.name in CAMPAIGNS
+        if interpreted or not (campaign and config.getoption("--without-campaigns")):
+            chosen.append(item)
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+    items[:] = chosen
+
 
 @pytest.fixture(autouse=True)
 def invariants() -> Iterator[Watch]:
