@@ -57,7 +57,7 @@ def extensions() -> list[Extension]:
 
     modules = [
         path
-        for path in sorted(glob("ocapn/codec/*.py") + glob("ocapn/captp/*.py"))
+        for path in sorted([*glob("ocapn/codec/*.py"), *glob("ocapn/captp/*.py"), "ocapn/sending.py"])
         if Path(path).name not in INTERPRETED
     ]
     try:

@@ -181,7 +181,7 @@ class Promises:
             tables = session.tables
             if answer:
                 known = self._question(session_id, position)
-                vow = RemoteVow(session, ANSWER, position, session.codec.descriptor(ANSWER, position))
+                vow = RemoteVow(session, ANSWER, position)
                 if known:
                     # Not as it was kept: the resolver may have been used, and what it was told have waited in a gate.
                     vow.listening = key in self._listening
@@ -192,7 +192,7 @@ class Promises:
                 if slot is not None and slot.vow is not None:
                     vow = slot.vow
                 else:
-                    vow = RemoteVow(session, EXPORT, position, session.codec.descriptor(EXPORT, position))
+                    vow = RemoteVow(session, EXPORT, position)
                 vow.listening = key in self._listening
             if not known:  # it was given up as a place to send to; its resolver may still be told
                 if key not in self._listening:

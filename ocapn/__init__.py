@@ -50,19 +50,18 @@ from ocapn.opening import open_peer
 from ocapn.peer import Peer, Policy
 from ocapn.policies import Reconnect
 from ocapn.promise import (
-    E,
     Promise,
     Resolver,
     field,
     index,
     is_settled,
     make_promise,
-    send_only,
     untag,
     when_broken,
 )
 from ocapn.reconcile import Change, Difference, RestoredSession
 from ocapn.references import Ref, Target, method, target
+from ocapn.sending import E, send_only
 from ocapn.sessions import Session, SessionEvent
 from ocapn.storage.access import AsyncStorage, Storage
 from ocapn.storage.backend import AsyncStorageBackend, Quota, StorageBackend, StorageStats

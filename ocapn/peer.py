@@ -110,6 +110,8 @@ class Peer:
             authenticate=authenticate or (lambda introduction: True),
         )
         self._node.on_status = self._status
+        if baggage is None:
+            self._node.hasten = self._flush
         self._node.proving = frozenset(one.transport for one in netlayers if one.proves)
         self._commits: Commits | None = None
         self._restored = False
@@ -455,10 +457,10 @@ class Peer:
         for _ in range(_HEARING):
             if old is None or old.ended is not None:
                 return
-            heard = old.counters[1]
+            heard = old.bytes_in
             for _ in range(4):  # the loop looks for readable sockets, the reader reads, the session receives
                 await trio.lowlevel.checkpoint()
-            if old.counters[1] == heard:
+            if old.bytes_in == heard:
                 return
 
     # Life

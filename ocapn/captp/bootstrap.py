@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, final
 
-from ocapn.captp.delivery import RemoteVow, Vow, error_of
+from ocapn.captp.delivery import RemoteVow, resolve
 from ocapn.captp.frames import DURABLE_SESSION
 from ocapn.captp.handles import CoreTarget
 from ocapn.captp.handoff import DEPOSIT_GIFT, WITHDRAW_GIFT
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from ocapn.captp.session import Session
 
 FETCH: Final = Symbol("fetch")
-FULFILL: Final = Symbol("fulfill")
-BREAK: Final = Symbol("break")
 #: A swiss number that is asked for so that the peer answers, whatever it has (spec/supervision.md, Keepalive).
 KEEPALIVE: Final = b"ocapn-keepalive"
 
@@ -67,18 +65,3 @@ class ResolverTarget(CoreTarget):
     def call(self, args: list[object]) -> object:
         resolve(self.vow, args)
         return None
-
-
-def resolve(vow: Vow, args: list[object]) -> None:
-    """A message to the resolver of `vow`: ['fulfill value] or ['break error]. Raises RemoteError."""
-    if len(args) == 2:
-        if args[0] is FULFILL:
-            if isinstance(vow, RemoteVow):
-                vow.told(args[1])
-            else:
-                vow.resolve(args[1])
-            return
-        if args[0] is BREAK:
-            vow.break_with(error_of(args[1]))
-            return
-    raise RemoteError("a resolver takes ['fulfill value] or ['break error]")

@@ -26,7 +26,7 @@ from ocapn.captp.gate import Gate, Held
 from ocapn.captp.handles import LocalTarget, PromiseHandle, RefHandle, Waiting
 from ocapn.codec.operations import ANSWER, GET, INDEX
 from ocapn.errors import OCapNError, PassableError, RemoteError, fresh
-from ocapn.model.values import Tagged
+from ocapn.model.values import Symbol, Tagged
 
 if TYPE_CHECKING:
     from ocapn.captp.node import Node
@@ -37,6 +37,10 @@ PENDING: Final = 0
 FOLLOWING: Final = 1
 FULFILLED: Final = 2
 BROKEN: Final = 3
+
+#: What a resolver is told.
+FULFILL: Final = Symbol("fulfill")
+BREAK: Final = Symbol("break")
 
 #: Length of a queue on a promise from which on it is looked whether somebody still wants what is in it.
 _MANY: Final = 64
@@ -421,18 +425,25 @@ class HeldVow(Vow):
 class RemoteVow(Vow):
     """A promise that the peer of `session` resolves: an answer we asked for, or a promise it exported."""
 
-    __slots__ = ("asked_again", "kind", "listening", "position", "recipient", "session", "used")
+    __slots__ = ("_recipient", "asked_again", "kind", "listening", "position", "session", "used")
 
-    def __init__(self, session: Session, kind: int, position: int, recipient: bytes) -> None:
+    def __init__(self, session: Session, kind: int, position: int) -> None:
         super().__init__(session.node)
         self.session = session
         self.kind = kind  # ANSWER, or EXPORT for a promise that the peer exported
         self.position = position
-        self.recipient = recipient  # its descriptor, encoded
+        self._recipient = b""
         self.listening = False  # a resolver of ours is with the peer
         self.used = False  # messages were pipelined to it
         self.asked_again = False
         self.released = False
+
+    @property
+    def recipient(self) -> bytes:
+        """Its descriptor, encoded; of most, nobody asks."""
+        if not self._recipient:
+            self._recipient = self.session.codec.descriptor(self.kind, self.position)
+        return self._recipient
 
     def add(self, item: Waiting) -> None:
         if self.state >= FULFILLED:
@@ -547,6 +558,21 @@ def error_of(value: object) -> BaseException:
 def _told(value: object) -> str:
     text = repr(value)
     return "broken with " + (text if len(text) <= 200 else text[:200] + "…")
+
+
+def resolve(vow: Vow, args: list[object]) -> None:
+    """A message to the resolver of `vow`: ['fulfill value] or ['break error]. Raises RemoteError."""
+    if len(args) == 2:
+        if args[0] is FULFILL:
+            if isinstance(vow, RemoteVow):
+                vow.told(args[1])
+            else:
+                vow.resolve(args[1])
+            return
+        if args[0] is BREAK:
+            vow.break_with(error_of(args[1]))
+            return
+    raise RemoteError("a resolver takes ['fulfill value] or ['break error]")
 
 
 class Telling(Waiting):

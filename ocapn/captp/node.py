@@ -160,6 +160,8 @@ class Node:
         self._touched: set[Session] = set()
         self.durable = durable
         self.authenticate = authenticate
+        #: Called when an application has sent much on a session: it may go out at once. Not inside the core.
+        self.hasten: Callable[[Session], None] = lambda session: None
         #: Called when a session was cut, has resumed or has ended.
         self.on_status: Callable[[Session], None] | None = None
         #: The application's end of a session.

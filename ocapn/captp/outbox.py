@@ -28,7 +28,8 @@ class Sealed:
 
 @final
 class Outbox:
-    """`frames` and `size` (bytes) count what the network has not taken yet, `messages` included.
+    """`frames` and `size` (bytes) count what the network has not taken yet, `messages` included. `fresh` counts bytes
+    since they were last offered to it.
 
     Of a durable session, op:ack waits and goes as garbage does. While it is suspended nothing is here.
     """
@@ -44,6 +45,7 @@ class Outbox:
         "_listed",
         "_session",
         "frames",
+        "fresh",
         "messages",
         "size",
     )
@@ -55,6 +57,7 @@ class Outbox:
         self._connection = 0
         self.frames = 0
         self.size = 0
+        self.fresh = 0
         self._exports: dict[int, int] = {}  # imports to return: position to delta
         self._answers: dict[int, None] = {}  # answers to release
         self._listed = False  # with the node, as a session that has something to send
@@ -69,6 +72,7 @@ class Outbox:
             (self.messages if session.node.keeper is None else self._held).append(message)
             self.frames += 1
             self.size += len(message)
+            self.fresh += len(message)
         self._list()
 
     def _at_once(self, message: bytes) -> None:
@@ -150,6 +154,7 @@ class Outbox:
             if frames is not None and session.ended is None and session.attached:
                 self._at_once(write_ack(frames.tell(session.node.now())))
         self._listed = False
+        self.fresh = 0
         taken, self.messages = self.messages, []
         return taken
 
@@ -207,6 +212,7 @@ class Outbox:
     def seen(self) -> None:
         """The network cannot take more yet: the node is told again of what is appended meanwhile."""
         self._listed = False
+        self.fresh = 0
 
     def put_back(self, messages: list[bytes]) -> None:
         """The network did not take these, the last that `take` returned."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, final
 
-from ocapn.captp.bootstrap import Bootstrap, ResolverTarget, is_no_application_s, resolve
-from ocapn.captp.delivery import PENDING, Message, RemoteVow, Selection, Sent, Telling, Vow, select
+from ocapn.captp.bootstrap import Bootstrap, ResolverTarget, is_no_application_s
+from ocapn.captp.delivery import PENDING, Message, RemoteVow, Selection, Sent, Telling, Vow, resolve, select
 from ocapn.captp.handles import LocalTarget, PromiseHandle
 from ocapn.captp.handoff import receive_give
 from ocapn.codec.operations import (

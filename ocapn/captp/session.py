@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from ocapn.captp.bootstrap import BREAK, FULFILL
-from ocapn.captp.delivery import BROKEN, FULFILLED, RemoteVow, Sent, Vow, crossing
+from ocapn.captp.delivery import BREAK, BROKEN, FULFILL, FULFILLED, RemoteVow, Sent, Vow, crossing
 from ocapn.captp.frames import DURABLE_SESSION, Agreement, Frames, read_terms, terms_of
 from ocapn.captp.gate import Gate
 from ocapn.captp.handles import Waiting
@@ -89,8 +88,9 @@ class Session:
         "authenticated",
         "begun",
         "bootstrap",
+        "bytes_in",
+        "bytes_out",
         "codec",
-        "counters",
         "cut",
         "dialled",
         "ended",
@@ -106,6 +106,8 @@ class Session:
         "last_heard",
         "location",
         "lost",
+        "messages_in",
+        "messages_out",
         "node",
         "on_leave",
         "outbox",
@@ -184,9 +186,9 @@ class Session:
         self.lost = [0.0, 0]  # a minute, and how many messages that wanted no answer have failed in it
         self.withdrawing = 0  # gifts that the peer gave us, and to whose exporters we are connecting
         self.reading = 0  # size of the message being received
-        self.counters = [0, 0, 0, 0]  # messages and bytes received, messages and bytes sent
+        self.messages_in = self.bytes_in = self.messages_out = self.bytes_out = 0
         #: Stands in the exports table for resolvers that were used.
-        self._spent = RemoteVow(self, ANSWER, 0, b"")
+        self._spent = RemoteVow(self, ANSWER, 0)
         self._spent.state = BROKEN
         self._spent.released = True
         self._receiver = Receiver(self)
@@ -222,9 +224,8 @@ class Session:
         """One message. Raises RemoteProtocolError; SessionEnded (Aborted) if it is op:abort."""
         if self.ended is not None:
             return  # it crossed with the end
-        counters = self.counters
-        counters[0] += 1
-        counters[1] += len(data)
+        self.messages_in += 1
+        self.bytes_in += len(data)
         if self.trace is not None:
             self.trace("<-", data)
         frames = self.frames
@@ -285,7 +286,7 @@ class Session:
             raise Backpressure(f"{self._answers_held} answers are owed by the peer already")
         encoded = self._writer.encode(args)
         position = tables.next_question
-        question = RemoteVow(self, ANSWER, position, self.codec.descriptor(ANSWER, position))
+        question = RemoteVow(self, ANSWER, position)
         question.listening = True
         try:
             resolver = tables.export_resolver(question).position
@@ -327,7 +328,7 @@ class Session:
             raise Backpressure(f"{self._answers_held} answers are owed by the peer already")
         position = tables.next_question
         message = self.codec.select(self._writer.encoder, kind, recipient, key, position)
-        question = RemoteVow(self, ANSWER, position, self.codec.descriptor(ANSWER, position))
+        question = RemoteVow(self, ANSWER, position)
         tables.next_question = position + 1
         tables.questions[position] = question
         tables.touch("question", position)
@@ -382,9 +383,8 @@ class Session:
 
     def send(self, message: bytes) -> None:
         """One encoded message, as it is."""
-        counters = self.counters
-        counters[2] += 1
-        counters[3] += len(message)
+        self.messages_out += 1
+        self.bytes_out += len(message)
         if self.trace is not None:
             self.trace("->", message)
         frames = self.frames
@@ -399,7 +399,7 @@ class Session:
 
     def _ask(self) -> None:
         """Asks for a durable session: our first frame."""
-        vow = RemoteVow(self, ANSWER, 0, b"")
+        vow = RemoteVow(self, ANSWER, 0)
         vow.released = vow.listening = True
         resolver = self.tables.export_resolver(vow).position
         assert self.frames is not None
@@ -719,13 +719,12 @@ class Session:
 
     def stats(self) -> dict[str, int]:
         """Counts of messages and bytes, and the sizes of the tables."""
-        messages_in, bytes_in, messages_out, bytes_out = self.counters
         deposited, withdrawing = self.node.gifts.counts(self.id)
         return {
-            "messages_received": messages_in,
-            "bytes_received": bytes_in,
-            "messages_sent": messages_out,
-            "bytes_sent": bytes_out,
+            "messages_received": self.messages_in,
+            "bytes_received": self.bytes_in,
+            "messages_sent": self.messages_out,
+            "bytes_sent": self.bytes_out,
             "outbox_messages": self.outbox.frames,
             "outbox_bytes": self.outbox.size,
             "frames_kept": 0 if self.frames is None else len(self.frames.kept),

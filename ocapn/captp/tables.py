@@ -42,15 +42,22 @@ def nothing_touched() -> Touched:
 class Import:
     """An object or promise that the peer exported. `vow` is set for a promise."""
 
-    __slots__ = ("_handle", "count", "position", "recipient", "session", "vow")
+    __slots__ = ("_handle", "_recipient", "count", "position", "session", "vow")
 
     def __init__(self, session: Session, position: int, promise: bool) -> None:
         self.session = session
         self.position = position
-        self.recipient = session.codec.descriptor(EXPORT, position)
+        self._recipient = b""
         self.count = 0
-        self.vow = RemoteVow(session, EXPORT, position, self.recipient) if promise else None
+        self.vow = RemoteVow(session, EXPORT, position) if promise else None
         self._handle: weakref[RefHandle] | None = None
+
+    @property
+    def recipient(self) -> bytes:
+        """Its descriptor, encoded, once somebody sends to it."""
+        if not self._recipient:
+            self._recipient = self.session.codec.descriptor(EXPORT, self.position)
+        return self._recipient
 
     def handle(self) -> RefHandle | PromiseHandle:
         """The application's end: one object as long as somebody holds it."""

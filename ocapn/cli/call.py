@@ -20,7 +20,7 @@ from ocapn.cli.wires import SOCKS_HELP, dialling, limits_for, traced
 from ocapn.errors import ConnectFailed, NotPassable, RemoteError
 from ocapn.model.locators import SturdyRef
 from ocapn.opening import open_peer
-from ocapn.promise import E
+from ocapn.sending import E
 
 #: Seconds for all of it. Tor alone may take half a minute to reach a service.
 _TIMEOUT: Final = 30.0

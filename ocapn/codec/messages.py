@@ -100,9 +100,10 @@ class SyrupCodec(Codec):
     def deliver(self, to: bytes, args: bytes, answer: int, resolver: int) -> bytes:
         if answer < 0:
             if resolver < 0:
-                return b"<10'op:deliver%b%bff>" % (to, args)
+                return b"".join([b"<10'op:deliver", to, args, b"ff>"])
             return b"<10'op:deliver%b%bf<18'desc:import-object%d+>>" % (to, args, resolver)
-        return b"<10'op:deliver%b%b%d+<18'desc:import-object%d+>>" % (to, args, answer, resolver)
+        end = b"%d+<18'desc:import-object%d+>>" % (answer, resolver)
+        return b"".join([b"<10'op:deliver", to, args, end])
 
     def deliver_only(self, to: bytes, args: bytes) -> bytes:
         return b"<15'op:deliver-only%b%b>" % (to, args)

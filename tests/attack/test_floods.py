@@ -265,7 +265,7 @@ class Watching(Victim):
 
     def see(self) -> None:
         core = self._core
-        self.seen.append((core.queued_turns, core.queued_bytes, core.counters[0]))
+        self.seen.append((core.queued_turns, core.queued_bytes, core.messages_in))
 
     @ocapn.method
     def note(self, who: str, number: int, *rest: object) -> None:

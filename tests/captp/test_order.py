@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from ocapn import Promise, send_only
-from ocapn.captp.bootstrap import FULFILL
-from ocapn.captp.delivery import RemoteVow
+from ocapn.captp.delivery import FULFILL, RemoteVow
 from ocapn.codec.operations import EXPORT, descriptor_bytes
 from tests.captp.sides import Box, Link, Side, exported, pair, quiet
 

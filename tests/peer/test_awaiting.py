@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -66,26 +67,51 @@ async def test_a_long_chain_of_promises_is_followed_without_recursion() -> None:
 
 
 @trio_test
-async def test_await_is_always_a_checkpoint() -> None:
-    """`await p` is always a checkpoint: also of what is settled, fulfilled, broken or a reference."""
+async def test_await_is_a_checkpoint() -> None:
+    """`await p` is a checkpoint: also of what is settled, fulfilled, broken or a reference."""
     async with linked_peers("a", "b") as (a, b):
         fulfilled, resolver = make_promise()
         resolver.fulfill(1)
         broken, resolver = make_promise()
         resolver.break_("broken")
-        with trio.testing.assert_checkpoints():
-            await fulfilled
-        with trio.testing.assert_checkpoints(), pytest.raises(RemoteError):
-            await broken
+        for settled in (fulfilled, broken):
+            with trio.testing.assert_checkpoints(), suppress(RemoteError):
+                await settled
+            for _ in range(15):
+                with suppress(RemoteError):
+                    await settled
         ref = await far(a, b, Echo())
         with trio.testing.assert_checkpoints():
             assert await ref is ref
         with trio.testing.assert_checkpoints():
             await E(ref).echo(1)
         with trio.CancelScope() as scope:
-            scope.cancel()
             await fulfilled
+            scope.cancel()
+            await fulfilled  # without a pass of the loop
         assert scope.cancelled_caught
+
+
+@trio_test
+async def test_who_awaits_what_is_settled_lets_others_run() -> None:
+    """Not at each, but soon."""
+    async with linked_peers("a"), trio.open_nursery() as nursery:
+        promise, resolver = make_promise()
+        resolver.fulfill(1)
+        ran = 0
+
+        async def other() -> None:
+            nonlocal ran
+            while ran < 20:
+                ran += 1
+                await trio.lowlevel.checkpoint()
+
+        nursery.start_soon(other)
+        awaited = 0
+        while ran < 20:
+            await promise
+            awaited += 1
+        assert awaited <= 20 * 16
 
 
 @trio_test

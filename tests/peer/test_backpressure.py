@@ -6,6 +6,7 @@ import pytest
 import trio
 import trio.testing
 
+import ocapn
 from ocapn import (
     Backpressure,
     E,
@@ -21,7 +22,7 @@ from ocapn import (
 )
 from ocapn.testing import linked_peers, quiet
 from tests.peer.support import Box, Echo, Gate, Recorder, between, far, settle
-from tests.support import trio_test
+from tests.support import trio_test, trio_test_real
 
 FEW = Limits(outbox_frames=10)
 
@@ -282,3 +283,21 @@ async def test_too_many_running_methods_of_a_session_are_refused() -> None:
         gate.opened.set()
         assert [await promise for promise in waiting] == [0, 1, 2]
         assert await E(ref).wait("room again") == "room again"
+
+
+@trio_test_real
+async def test_much_that_is_sent_at_once_goes_out_meanwhile() -> None:
+    """The other side begins with it, though the sender does not wait."""
+    async with (
+        ocapn.open_peer([ocapn.TcpTestingNetlayer()]) as a,
+        ocapn.open_peer([ocapn.TcpTestingNetlayer(listen=False)]) as b,
+    ):
+        recorder = Recorder()
+        ref = await b.enliven(a.export(recorder))
+        (session,) = b.sessions
+        for _ in range(100):
+            send_only(ref).note(b"x" * 1000)
+            assert session.stats()["outbox_bytes"] < 40_000
+        assert session.stats()["outbox_messages"] > 0  # less than that waits for the next pass of the loop
+        await E(ref).note(b"")
+        assert len(recorder.seen) == 101

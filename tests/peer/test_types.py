@@ -31,7 +31,7 @@ from ocapn import (
     untag,
     when_broken,
 )
-from ocapn.promise import Sender, SenderOnly
+from ocapn.sending import Sender, SenderOnly
 from ocapn.testing import linked_peers
 from tests.peer.support import Echo, far
 from tests.support import trio_test
