@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Final, Protocol, final
 
 import trio
@@ -20,7 +21,6 @@ from ocapn.errors import Aborted, Disconnected, RemoteProtocolError, SessionEnde
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
 from ocapn.netlayers.base import Channel, ChannelBroken, Netlayer
-from ocapn.references import current_node
 from ocapn.sessions import Session
 
 if TYPE_CHECKING:
@@ -65,11 +65,11 @@ class Owner(Protocol):
     async def settled(self) -> None:
         """Returns when all that has happened so far is on disk, if it is kept."""
 
-    def pump(self) -> None:
-        """Runs turns, and sends what came of them."""
+    def pump(self, ran: int = 0) -> None:
+        """Runs turns, and sends what came of them. `ran`: how many have run in this pass of the loop."""
 
-    def run_turns(self) -> None:
-        """Runs turns."""
+    def in_turns(self) -> AbstractContextManager[None]:
+        """Within it, turns run: what they send is sent by this peer, and nobody calls yet."""
 
     def established(self, connection: Connection) -> None:
         """The connection has become a session."""
@@ -127,6 +127,7 @@ class Connection:
         self.attempt = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
         self._reading = trio.CancelScope()
+        self._ran = 0  # turns, in this pass of the loop
         self._read_room = Wakeup()
 
     # The handshake
@@ -374,12 +375,13 @@ class Connection:
                     first = next(i for i, message in enumerate(messages) if not is_ack(message)) + 1
                     messages, rest = messages[:first], messages[first:]
                 peer.busy = True  # `_pump` follows: nobody has to be woken for it
+                self._ran = 0
                 try:
                     self._receive(session, messages)
                     self._early += rest
                 finally:
                     peer.busy = False
-                    peer.pump()
+                    peer.pump(self._ran)
                 del messages  # while this waits for more, which may be long
                 self.public.make_room()
                 while self._full():
@@ -409,22 +411,23 @@ class Connection:
             raise
 
     def _receive(self, session: CoreSession, messages: list[bytes]) -> None:
+        """Each message has its turn while it is at hand."""
         node = self.peer.node
-        if node.keeper is None:
-            for message in messages:
-                session.receive(message)
-            return
-        # What is committed with a frame is what came of it: turns that are left would have to be kept.
-        current = current_node.set(node)  # whoever called: what sends may hand its messages over at once
-        try:
+        most = self.peer.limits.slice_turns
+        with self.peer.in_turns():
+            if node.keeper is None:
+                for message in messages:
+                    session.receive(message)
+                    if node.turns and self._ran < most:
+                        self._ran += node.run(1)
+                return
+            # What is committed with a frame is what came of it: turns that are left would have to be kept.
             for number, message in enumerate(messages):
                 session.receive(message)
-                self.peer.run_turns()
+                node.run(most)
                 if node.turns:
                     self._early = messages[number + 1 :]
                     return
-        finally:
-            current_node.reset(current)
 
     async def _write(self, session: CoreSession) -> None:
         """Writes until there is nothing left to write. Runs only while the transport cannot take all at once."""

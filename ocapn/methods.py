@@ -1,6 +1,6 @@
-"""How `async` methods run: each is a task, and counts against the limits of the session that called it.
+"""How methods run: who calls, and, of `async` ones, that each is a task and counts against the limits of its caller.
 
-They may outlive their session. With a baggage a method begins once the message that called it is committed.
+Those may outlive their session. With a baggage a method begins once the message that called it is committed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,36 @@ from ocapn.captp.receiving import LARGE
 from ocapn.captp.session import Session as CoreSession
 from ocapn.errors import RemoteError, TooBusy
 from ocapn.limits import Limits
-from ocapn.references import current_caller
+from ocapn.references import current_caller, current_node
 from ocapn.sessions import Session
 
 #: In place of the id of a session, for methods begun when it had ended.
 _LATE: Final = 0
+
+
+@final
+class Turns:
+    """Within it (`with`), turns run: what they send is sent by this peer. `caller`: the session whose message runs."""
+
+    __slots__ = ("_callers", "_node", "_nodes", "caller")
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self.caller: CoreSession | None = None
+
+    def __enter__(self) -> None:
+        self._nodes = current_node.set(self._node)
+        self._callers = current_caller.set(None)
+        self.caller = None
+
+    def __exit__(self, *error: object) -> None:
+        current_caller.reset(self._callers)
+        current_node.reset(self._nodes)
+
+    def calls(self, caller: CoreSession | None) -> None:
+        """The session whose message runs from now on; None if nobody calls."""
+        self.caller = caller
+        current_caller.set(caller)
 
 
 @final

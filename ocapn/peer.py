@@ -30,7 +30,7 @@ from ocapn.dialling import Dialler
 from ocapn.errors import ConnectFailed, OCapNError, RemoteError, fresh
 from ocapn.leases import Lease
 from ocapn.limits import Limits
-from ocapn.methods import Methods
+from ocapn.methods import Methods, Turns
 from ocapn.model.locators import PeerLocator, SturdyRef
 from ocapn.netlayers.base import Netlayer
 from ocapn.policies import Reconnect
@@ -109,6 +109,7 @@ class Peer:
             durable=lambda locator: durable if locator is None else self._durables.get(locator, durable),
             authenticate=authenticate or (lambda introduction: True),
         )
+        self._turns = Turns(self._node)
         self._node.on_status = self._status
         if baggage is None:
             self._node.hasten = self._flush
@@ -286,32 +287,29 @@ class Peer:
         self._wake_queued = False
         self._wakeup.set()
 
-    def pump(self) -> None:
-        """Runs a slice of turns, and sends and tells what came of it."""
+    def pump(self, ran: int = 0) -> None:
+        """Runs a slice of turns, of which `ran` have run already, and sends and tells what came of it."""
         if self.busy:
             return
         node = self._node
         self.busy = True
-        current = current_node.set(node)  # whoever called: methods find their own peer
         try:
-            self.run_turns()
-            node.collect()
-            self._show()
+            with self._turns:
+                if node.turns:
+                    node.run(max(0, self.limits.slice_turns - ran))
+                    self._turns.calls(None)
+                node.collect()
+                self._show()
         finally:
-            current_node.reset(current)
             self.busy = False
         if self.paused:
             self.paused = [connection for connection in self.paused if not connection.read_on()]
         if not node.idle:
             self._wakeup.set()
 
-    def run_turns(self) -> None:
-        """Runs a slice of turns. Before and after them, nobody calls."""
-        caller = current_caller.set(None)
-        try:
-            self._node.run(self.limits.slice_turns)
-        finally:
-            current_caller.reset(caller)
+    def in_turns(self) -> Turns:
+        """Within it, turns run: what they send is sent by this peer, and nobody calls yet."""
+        return self._turns
 
     def _show(self) -> None:
         """Sends and tells what turns, or the application, have left to be sent and told."""
@@ -364,11 +362,9 @@ class Peer:
     def _invoke(self, turn: Turn) -> object:
         target = turn.target
         assert isinstance(target, Target)
-        token = current_caller.set(turn.source)
-        try:
-            result = target._ocapn_call(turn.args)
-        finally:
-            current_caller.reset(token)
+        if turn.source is not self._turns.caller:
+            self._turns.calls(turn.source)
+        result = target._ocapn_call(turn.args)
         kind = type(result)
         if result is None or kind is int or kind is str or kind is bool:
             return result

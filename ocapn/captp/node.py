@@ -501,11 +501,12 @@ class Node:
     def settle(self, vow: Vow, waiting: Queue) -> None:
         """Passes on what waited on `vow`, or on what has become `vow`: in order, and without recursion however
         long the chain is."""
-        self._settled.append((vow, waiting))
         if self._settling:
+            self._settled.append((vow, waiting))
             return
         self._settling = True
         try:
+            vow.take_over(waiting)
             while self._settled:
                 vow, waiting = self._settled.popleft()
                 vow.take_over(waiting)

@@ -10,6 +10,8 @@ EXPORT: Final = 2  # desc:export
 ANSWER: Final = 3  # desc:answer
 
 DESCRIPTOR_NAMES: Final = ("desc:import-object", "desc:import-promise", "desc:export", "desc:answer")
+#: The labels in Syrup, to the kinds.
+DESCRIPTOR_LABELS: Final = {b"%d'%b" % (len(n), n.encode()): i for i, n in enumerate(DESCRIPTOR_NAMES)}
 _DESCRIPTOR_HEADS: Final = tuple(b"<%d'%b%%d+>" % (len(n), n.encode()) for n in DESCRIPTOR_NAMES)
 
 

@@ -474,9 +474,9 @@ _OPERATIONS: Final[dict[Symbol, Constructor]] = {
 }
 
 #: What a session reads: operations outside, values and descriptors inside.
-OPERATIONS: Final = Records(_OPERATIONS, _VALUES)
+OPERATIONS: Final = Records(_OPERATIONS, _VALUES, descriptors=True)
 #: Values as they are passed, descriptors included, without an operation around them.
-PASSABLES: Final = Records(_VALUES, _VALUES)
+PASSABLES: Final = Records(_VALUES, _VALUES, descriptors=True)
 
 # Writing
 

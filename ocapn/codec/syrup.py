@@ -15,7 +15,7 @@ from struct import Struct as _Packer
 from typing import Final, final
 
 from ocapn.codec.base import Reading, Writing
-from ocapn.codec.descriptors import descriptor_bytes
+from ocapn.codec.descriptors import DESCRIPTOR_LABELS, Descriptor, descriptor_bytes
 from ocapn.errors import DecodeError, NotPassable, RemoteError
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator, SturdyRef
@@ -58,17 +58,22 @@ Constructor = Callable[[list[object], Reading], object]
 
 @final
 class Records:
-    """Constructors by label: `messages` for the outermost record, `values` for those inside it."""
+    """Constructors by label: `messages` for the outermost record, `values` for those inside it.
 
-    __slots__ = ("messages", "values")
+    `descriptors`: whether `values` makes a Descriptor of each descriptor, and counts it; then the decoder need not ask.
+    """
+
+    __slots__ = ("descriptors", "messages", "values")
 
     def __init__(
         self,
         messages: dict[Symbol, Constructor] | None,
         values: dict[Symbol, Constructor] | None,
+        descriptors: bool = False,
     ) -> None:
         self.messages = messages
         self.values = values
+        self.descriptors = descriptors
 
 
 #: Every record as it stands: for tools that print Syrup, not for CapTP.
@@ -225,6 +230,7 @@ class Decoder(Reading):
         kind = self._kind
         stack = self._stack
         quick = self._quick_digits
+        descriptors = self._records.descriptors
         need = 0
         while True:
             if pos >= end:
@@ -291,11 +297,15 @@ class Decoder(Reading):
             elif c == 60 or c == 91 or c == 123:  # < [ {
                 if len(stack) >= self._depth_limit:
                     raise DecodeError(f"nested more than {self._depth_limit} deep", start)
-                stack.append((kind, items, self._start))
-                self._start = start
-                items = []
-                kind = _RECORD if c == 60 else _LIST if c == 91 else _STRUCT
-                continue
+                descriptor = self._descriptor(pos, end) if descriptors and c == 60 and kind != _TOP else None
+                if descriptor is None:
+                    stack.append((kind, items, self._start))
+                    self._start = start
+                    items = []
+                    kind = _RECORD if c == 60 else _LIST if c == 91 else _STRUCT
+                    continue
+                value = descriptor
+                pos = self._pos
             elif c == 62 or c == 93 or c == 125:  # > ] }
                 if kind == _TOP or (c == 62) != (kind == _RECORD) or (c == 93) != (kind == _LIST):
                     raise DecodeError("closes what is not open", start)
@@ -346,6 +356,33 @@ class Decoder(Reading):
         self._items = items
         self._kind = kind
         return False
+
+    def _descriptor(self, pos: int, end: int) -> Descriptor | None:
+        """The descriptor whose label begins at `pos`, if it is a common one and whole; then `_pos` is behind it."""
+        if pos + 25 > end:
+            return None
+        buffer = self._buffer
+        n = buffer[pos + 1]
+        first = pos + (14 if n == 49 else 21 if n == 56 else 22)
+        kind = DESCRIPTOR_LABELS.get(buffer[pos:first], -1)
+        if kind < 0:
+            return None
+        pos = first
+        most = min(first + self._quick_digits, end - 2)
+        n = 0
+        while pos < most:
+            d = buffer[pos]
+            if not 48 <= d <= 57:
+                break
+            n = n * 10 + d - 48
+            pos += 1
+        if pos == first or (buffer[first] == 48 and pos > first + 1):
+            return None
+        if buffer[pos] != 43 or buffer[pos + 1] != 62:
+            return None
+        self.references += 1
+        self._pos = pos + 2
+        return Descriptor(kind, n)
 
     def _too_many_digits(self) -> str:
         return f"an integer of more than {self._digit_limit} digits"

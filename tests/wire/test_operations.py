@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ocapn.codec.operations import (
     ANSWER,
+    DESCRIPTOR_NAMES,
     DIALECTS,
     EXPORT,
     GET,
@@ -45,7 +46,7 @@ from ocapn.codec.operations import (
     write_select,
     write_start_session,
 )
-from ocapn.codec.syrup import Decoder, Encoder, encode
+from ocapn.codec.syrup import Decoder, Encoder, Records, encode
 from ocapn.errors import DecodeError, NotPassable, RemoteError
 from ocapn.limits import MAX_POSITION, Limits
 from ocapn.model.locators import PeerLocator, SturdyRef
@@ -645,6 +646,56 @@ def test_descriptors_are_read_back(kind: int) -> None:
         assert str(position) in repr(found)
     assert Descriptor(kind, 1) != Descriptor(kind, 2)
     assert Descriptor(kind, 1) != Descriptor((kind + 1) % 4, 1)
+
+
+#: As OPERATIONS, without what the decoder knows of descriptors by itself.
+ASKS: Final = Records(OPERATIONS.messages, OPERATIONS.values)
+
+
+def outcome(data: bytes, records: Records, limits: Limits) -> tuple[str, int]:
+    decoder = Decoder(limits, records)
+    try:
+        return str(shape(decoder.decode(data))), decoder.references
+    except DecodeError as error:
+        return error.rule, error.offset
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                *(descriptor_bytes(kind, n) for kind in range(4) for n in (0, 7, 12_345_678, 123_456_789)),
+                *(
+                    b"<%d'%b%b>" % (len(n), n.encode(), m)
+                    for n in DESCRIPTOR_NAMES
+                    for m in (b"00+", b"01+", b"1-", b"")
+                ),
+                b"[",
+                b"]",
+                b"{",
+                b"}",
+                b'1"a',
+                b"<4'void>",
+                b"1+",
+                b"f",
+            ]
+        ),
+        max_size=8,
+    ),
+    st.integers(min_value=0, max_value=200),
+    st.integers(min_value=0, max_value=255),
+    st.booleans(),
+    st.sampled_from([Limits(), Limits(nesting=2), Limits(nesting=3), Limits(integer_digits=4)]),
+)
+def test_descriptors_are_read_as_other_records_are(
+    parts: list[bytes], place: int, byte: int, damage: bool, limits: Limits
+) -> None:
+    data = record("op:deliver", descriptor_bytes(EXPORT, 5), b"[%b]" % b"".join(parts), b"1+", RESOLVER)
+    if damage and place < len(data):
+        data = data[:place] + bytes([byte]) + data[place + 1 :]
+    assert outcome(data, OPERATIONS, limits) == outcome(data, ASKS, limits)
+    for cut in range(len(data) - 30, len(data)):
+        assert outcome(data[:cut], OPERATIONS, limits) == outcome(data[:cut], ASKS, limits)
 
 
 def test_selectors_have_their_names() -> None:
