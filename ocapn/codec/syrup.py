@@ -85,6 +85,14 @@ _MAX_SYMBOLS: Final = 2048
 #: Symbols whose names have more bytes are not kept, so that a peer cannot fill the caches with long ones.
 _MAX_SYMBOL_BYTES: Final = 64
 
+#: The common keys of structs, by what stands for them: saves making a str of each, and its hash. Bounded as those are.
+_texts: dict[bytes, str] = {}
+#: The keys of structs that have arrived, as they were in Syrup's order. Bounded below.
+_ordered: set[tuple[object, ...]] = set()
+_MAX_SHAPES: Final = 512
+#: Structs of more members are looked at each time.
+_MAX_MEMBERS: Final = 16
+
 
 def digits(limits: Limits) -> int:
     """How many decimal digits an integer may have: what the limits say, but 4 always, so that small integers
@@ -283,6 +291,12 @@ class Decoder(Reading):
                         need = stop
                         break
                     if d == 34:  # "
+                        if kind == _STRUCT and n <= _MAX_SYMBOL_BYTES and not len(items) & 1:
+                            raw = buffer[pos:stop]
+                            text = _texts.get(raw)
+                            items.append(self._key(raw, start) if text is None else text)
+                            pos = stop
+                            continue
                         try:
                             value = buffer[pos:stop].decode()
                         except UnicodeDecodeError:
@@ -408,6 +422,16 @@ class Decoder(Reading):
             _symbols[raw] = symbol
         return symbol
 
+    def _key(self, raw: bytes, start: int) -> str:
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError:
+            raise DecodeError("a string is not well-formed UTF-8", start) from None
+        if len(_texts) >= _MAX_SYMBOLS:
+            _texts.clear()
+        _texts[raw] = text
+        return text
+
     def _construct(self, items: list[object], outermost: bool) -> object:
         start = self._record_start
         label = items[0] if items else None
@@ -429,6 +453,12 @@ class Decoder(Reading):
 
     def _struct(self, items: list[object], start: int) -> dict[str, object]:
         """A struct from keys and values in turn: in Syrup order, or in text order where that is allowed."""
+        common = len(items) <= 2 * _MAX_MEMBERS
+        keys: tuple[object, ...] = ()
+        if common:
+            keys = tuple(items[::2])
+            if keys in _ordered:
+                return dict(zip(keys, items[1::2], strict=True))  # type: ignore[arg-type]  # those keys are str
         last = b""
         result: dict[str, object] = {}
         for i in range(0, len(items), 2):
@@ -439,7 +469,12 @@ class Decoder(Reading):
             if not last < encoded:
                 return self._struct_in_text_order(items, start)
             last = encoded
+            common = common and len(encoded) <= _MAX_SYMBOL_BYTES
             result[key] = items[i + 1]
+        if common:
+            if len(_ordered) >= _MAX_SHAPES:
+                _ordered.clear()
+            _ordered.add(keys)
         return result
 
     def _struct_in_text_order(self, items: list[object], start: int) -> dict[str, object]:
@@ -478,6 +513,10 @@ _BYTES_HEADS: Final = tuple(b"%d:" % n for n in range(1024))
 _SYMBOL_BYTES: dict[Symbol, bytes] = {}
 #: Keys of structs, as they are encoded. Bounded as those are.
 _KEYS: dict[str, bytes] = {}
+
+
+#: The keys of structs that were sent, to the same in Syrup's order with how they are encoded. Bounded likewise.
+_SHAPES: dict[tuple[object, ...], list[tuple[bytes, object]]] = {}
 
 
 def encoded_key(key: str) -> bytes:
@@ -566,10 +605,6 @@ class Encoder(Writing):
                 parts.append(_INTEGERS[value])
             else:
                 self._integer(value)
-        elif kind is Symbol:
-            assert isinstance(value, Symbol)
-            known = _SYMBOL_BYTES.get(value)
-            parts.append(self._symbol(value) if known is None else known)
         elif kind is bytes:
             assert isinstance(value, bytes)
             n = len(value)
@@ -593,6 +628,10 @@ class Encoder(Writing):
             self._struct(value, depth)
         elif kind is bool:
             parts.append(b"t" if value else b"f")
+        elif kind is Symbol:
+            assert isinstance(value, Symbol)
+            known = _SYMBOL_BYTES.get(value)
+            parts.append(self._symbol(value) if known is None else known)
         elif value is None:
             if depth >= self._depth_limit:
                 raise self._too_deep()
@@ -633,27 +672,49 @@ class Encoder(Writing):
     def _struct(self, value: dict[object, object], depth: int) -> None:
         if depth >= self._depth_limit:
             raise self._too_deep()
-        members: dict[bytes, object] = {}
-        for key, member in value.items():
-            known = _KEYS.get(key) if type(key) is str else None
-            members[self._key(key) if known is None else known] = member
-        if len(members) < len(value):  # subclasses of str may have an == of their own
-            raise NotPassable("two keys of a struct have the same text")
-        keys = list(members)
-        if len(keys) > 1:
-            if self.text_order:
-                keys.sort(key=_text)
-            else:
-                keys.sort()
         parts = self.parts
         parts.append(b"{")
-        for encoded in keys:
+        for encoded, key in self._members(value):
             parts.append(encoded)
             try:
-                self.write(members[encoded], depth + 1)
+                self.write(value[key], depth + 1)
             except NotPassable as error:
                 raise within(error, f"[{_text(encoded).decode()!r}]") from None
         parts.append(b"}")
+
+    def _members(self, value: dict[object, object]) -> list[tuple[bytes, object]]:
+        """The keys of a struct as they are encoded, in order, and as they are."""
+        common = len(value) <= _MAX_MEMBERS and not self.text_order
+        shape: tuple[object, ...] = ()
+        if common:
+            shape = tuple(value)
+            for key in shape:
+                if type(key) is not str:  # it may have an == of its own
+                    common = False
+                    break
+            else:
+                found = _SHAPES.get(shape)
+                if found is not None:
+                    return found
+        members: dict[bytes, object] = {}
+        for key in value:
+            known = _KEYS.get(key) if type(key) is str else None
+            encoded = self._key(key) if known is None else known
+            members[encoded] = key
+            common = common and len(encoded) <= _MAX_SYMBOL_BYTES
+        if len(members) < len(value):
+            raise NotPassable("two keys of a struct have the same text")
+        keys = list(members)
+        if self.text_order:
+            keys.sort(key=_text)
+        else:
+            keys.sort()
+        ordered = [(encoded, members[encoded]) for encoded in keys]
+        if common:
+            if len(_SHAPES) >= _MAX_SHAPES:
+                _SHAPES.clear()
+            _SHAPES[shape] = ordered
+        return ordered
 
     def _key(self, key: object) -> bytes:
         if not isinstance(key, str):

@@ -538,6 +538,49 @@ def test_the_cache_of_keys_is_bounded() -> None:
     assert decode(encode({long: 1})) == {long: 1}
     assert long not in syrup._KEYS
     assert "bounded-5999" in syrup._KEYS
+    assert "bounded-5999" in syrup._texts.values()
+    assert long not in syrup._texts.values()
+    assert max(len(syrup._texts), len(syrup._ordered) * 4, len(syrup._SHAPES) * 4) <= 2048
+    assert ("bounded-5999",) in syrup._ordered
+    assert ("bounded-5999",) in syrup._SHAPES
+    assert (long,) not in syrup._ordered
+    assert (long,) not in syrup._SHAPES
+    many = tuple(f"k{n:02}" for n in range(17))
+    assert decode(encode(dict.fromkeys(many, 1))) == dict.fromkeys(many, 1)
+    assert many not in syrup._ordered
+    assert many not in syrup._SHAPES
+
+
+def test_structs_whose_keys_are_known_are_encoded_as_others_are() -> None:
+    class Text(str):
+        __slots__ = ()
+
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        __hash__ = str.__hash__
+
+    class Same(str):
+        __slots__ = ()
+
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        def __hash__(self) -> int:
+            return hash("known")
+
+    for _ in range(2):
+        assert encode({"known": 1, "a": 2}) == b'{1"a2+5"known1+}'
+        assert encode({"a": 2, "known": 1}) == b'{1"a2+5"known1+}'
+        assert encode({Text("known"): 1, "a": 2}) == b'{1"a2+5"known1+}'
+    assert encode({Same("other"): 1}) == b'{5"other1+}'
+    assert Encoder(LIMITS, text_order=True).encode({"known": 1, "a": 2, "zz": 3}) == b'{1"a2+5"known1+2"zz3+}'
+    assert encode({"known": 1, "a": 2, "zz": 3}) == b'{1"a2+2"zz3+5"known1+}'
+    for _ in range(2):
+        with pytest.raises(DecodeError, match="not in order"):
+            decode(b'{2"ka1+2"zz2+1"b3+}')
+        with pytest.raises(DecodeError, match="twice"):
+            decode(b'{2"ka1+2"ka2+}')
 
 
 def test_pending_counts_what_is_not_yet_a_value() -> None:
