@@ -80,15 +80,15 @@ class Records:
 ANY_RECORD: Final = Records(None, None)
 
 #: Symbols that arrived, by their bytes: saves decoding and interning the common ones. Bounded below.
-_symbols: dict[bytes, Symbol] = {}
+_symbols: Final[dict[bytes, Symbol]] = {}
 _MAX_SYMBOLS: Final = 2048
 #: Symbols whose names have more bytes are not kept, so that a peer cannot fill the caches with long ones.
 _MAX_SYMBOL_BYTES: Final = 64
 
 #: The common keys of structs, by what stands for them: saves making a str of each, and its hash. Bounded as those are.
-_texts: dict[bytes, str] = {}
-#: The keys of structs that have arrived, as they were in Syrup's order. Bounded below.
-_ordered: set[tuple[object, ...]] = set()
+_texts: Final[dict[bytes, str]] = {}
+#: The keys of structs that have arrived in Syrup's order, by the first: of two with the same first, the last.
+_ordered: Final[dict[str, list[str]]] = {}
 _MAX_SHAPES: Final = 512
 #: Structs of more members are looked at each time.
 _MAX_MEMBERS: Final = 16
@@ -115,6 +115,7 @@ class Decoder(Reading):
         "_items",
         "_kind",
         "_need",
+        "_places",
         "_pos",
         "_quick_digits",
         "_record_start",
@@ -143,7 +144,8 @@ class Decoder(Reading):
         self._start = 0
         self._kind: int = _TOP
         self._items: list[object] = []
-        self._stack: list[tuple[int, list[object], int]] = []
+        self._stack: list[list[object]] = []  # of the containers around: what they hold so far
+        self._places: list[int] = []  # and four times where they begin, and their kind
         self._record_start = 0
         self._failure: DecodeError | None = None
 
@@ -170,6 +172,7 @@ class Decoder(Reading):
             items.clear()
             if self._stack:
                 self._stack = []
+                self._places = []
 
     # A growing buffer
 
@@ -237,6 +240,7 @@ class Decoder(Reading):
         items = self._items
         kind = self._kind
         stack = self._stack
+        places = self._places
         quick = self._quick_digits
         descriptors = self._records.descriptors
         need = 0
@@ -313,7 +317,8 @@ class Decoder(Reading):
                     raise DecodeError(f"nested more than {self._depth_limit} deep", start)
                 descriptor = self._descriptor(pos, end) if descriptors and c == 60 and kind != _TOP else None
                 if descriptor is None:
-                    stack.append((kind, items, self._start))
+                    stack.append(items)
+                    places.append(self._start << 2 | kind)
                     self._start = start
                     items = []
                     kind = _RECORD if c == 60 else _LIST if c == 91 else _STRUCT
@@ -334,7 +339,10 @@ class Decoder(Reading):
                         raise DecodeError("a struct ends after a key that has no value", start)
                     value = self._struct(items, self._start)
                 start = self._start
-                kind, items, self._start = stack.pop()
+                items = stack.pop()
+                place = places.pop()
+                kind = place & 3
+                self._start = place >> 2
             elif c == 116:  # t
                 value = True
             elif c == 102:  # f
@@ -347,7 +355,7 @@ class Decoder(Reading):
                     break
                 raw = buffer[pos:stop]
                 number = _DOUBLE.unpack(raw)[0]
-                if number != number and raw != _NAN:
+                if raw[0] & 127 == 127 and number != number and raw != _NAN:  # the first asks for no float
                     raise DecodeError("a NaN is 7ff8000000000000 and nothing else", start)
                 value = number
                 pos = stop
@@ -453,28 +461,39 @@ class Decoder(Reading):
 
     def _struct(self, items: list[object], start: int) -> dict[str, object]:
         """A struct from keys and values in turn: in Syrup order, or in text order where that is allowed."""
-        common = len(items) <= 2 * _MAX_MEMBERS
-        keys: tuple[object, ...] = ()
-        if common:
-            keys = tuple(items[::2])
-            if keys in _ordered:
-                return dict(zip(keys, items[1::2], strict=True))  # type: ignore[arg-type]  # those keys are str
-        last = b""
         result: dict[str, object] = {}
+        keys: list[str] = []
+        if items:
+            first = items[0]
+            assert type(first) is str
+            known = _ordered.get(first)
+            if known is not None and 2 * len(known) == len(items):
+                i = 0
+                for key in known:
+                    if items[i] is not key:  # common keys are one object
+                        break
+                    result[key] = items[i + 1]
+                    i += 2
+                else:
+                    return result
+                result.clear()
+        last = b""
+        common = len(items) <= 2 * _MAX_MEMBERS
         for i in range(0, len(items), 2):
-            key = items[i]
-            assert type(key) is str
-            known = _KEYS.get(key)
-            encoded = encoded_key(key) if known is None else known
+            text = items[i]
+            assert type(text) is str
+            kept = _KEYS.get(text)
+            encoded = encoded_key(text) if kept is None else kept
             if not last < encoded:
                 return self._struct_in_text_order(items, start)
             last = encoded
+            result[text] = items[i + 1]
             common = common and len(encoded) <= _MAX_SYMBOL_BYTES
-            result[key] = items[i + 1]
-        if common:
+            keys.append(text)
+        if common and keys:
             if len(_ordered) >= _MAX_SHAPES:
                 _ordered.clear()
-            _ordered.add(keys)
+            _ordered[keys[0]] = keys
         return result
 
     def _struct_in_text_order(self, items: list[object], start: int) -> dict[str, object]:
@@ -510,13 +529,13 @@ class Decoder(Reading):
 _INTEGERS: Final = tuple(b"%d+" % n for n in range(1024))
 _STRING_HEADS: Final = tuple(b'%d"' % n for n in range(1024))
 _BYTES_HEADS: Final = tuple(b"%d:" % n for n in range(1024))
-_SYMBOL_BYTES: dict[Symbol, bytes] = {}
+_SYMBOL_BYTES: Final[dict[Symbol, bytes]] = {}
 #: Keys of structs, as they are encoded. Bounded as those are.
-_KEYS: dict[str, bytes] = {}
+_KEYS: Final[dict[str, bytes]] = {}
 
 
 #: The keys of structs that were sent, to the same in Syrup's order with how they are encoded. Bounded likewise.
-_SHAPES: dict[tuple[object, ...], list[tuple[bytes, object]]] = {}
+_SHAPES: Final[dict[tuple[object, ...], list[tuple[bytes, object]]]] = {}
 
 
 def encoded_key(key: str) -> bytes:
