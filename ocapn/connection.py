@@ -481,7 +481,7 @@ class Connection:
         if sent < len(messages):
             session.outbox.put_back(messages[sent:])
             return False
-        return not channel.unsent
+        return not channel.unsent and not session.outbox.messages
 
     def read_on(self) -> bool:
         """Turns have run: reading goes on if few enough of this session's are left. Says whether it does."""

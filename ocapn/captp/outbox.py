@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 #: Positions in one message of garbage collection: it stays under what unframed peers read at once.
 _BATCH: Final = 500
+#: Bytes that are handed to the network together, unless one message has more: what is made of them is made in one go,
+#: and nothing else runs meanwhile.
+_AT_ONCE: Final = 1 << 18
 #: So much garbage goes with the next message; less waits a little, as it is dearer to send than to keep.
 _WORTH: Final = 100
 
@@ -143,7 +146,7 @@ class Outbox:
             self._list()
 
     def take(self) -> list[bytes]:
-        """What is to be sent, in order; garbage last, in as few messages as possible."""
+        """What is to be sent, in order; garbage last, in as few messages as possible. Of much, the first part."""
         session = self._session
         self._listed = True  # what is sent here is taken here
         if session.node.keeper is None:
@@ -156,6 +159,13 @@ class Outbox:
         self._listed = False
         self.fresh = 0
         taken, self.messages = self.messages, []
+        if self.size > _AT_ONCE:
+            size = 0
+            for number, message in enumerate(taken):
+                size += len(message)
+                if size > _AT_ONCE and number:
+                    self.messages = taken[number:]
+                    return taken[:number]
         return taken
 
     def _gather(self) -> None:

@@ -1,4 +1,4 @@
-"""Throughput beside raw baselines: `python -m tests.bench [--json] [--quick] [NAME …]`.
+"""Throughput beside raw baselines: `python -m tests.bench [--json] [--quick] [--compiled] [--readme] [NAME …]`.
 
 Two processes over loopback TCP. Each figure is the median of five, taken in turn with its baseline in the same run,
 and the ratio is what counts: machines differ, and are shared.
@@ -17,6 +17,15 @@ and the ratio is what counts: machines differ, and are shared.
                       sequential, outstanding_1000 and sessions over these netlayers (cbor is noise in that codec, onion
                       goes through what stands in for Tor); against tcp-testing-only
     syrup_*           a 150-byte deliver and a 10 kB value; against cbor2 on the same value
+    pycapnp_*         sequential, outstanding_1000 and one_way; against pycapnp, which the extra `bench` has
+
+And what is no rate, against what it should be at most or, of latency_beside_bulk, is without:
+
+    million_references      1,000 calls under way with 1,000,000 references held; against 100 (a rate)
+    five_thousand_sessions  calls in 5,000 sessions in turn, over memory; against one (a rate)
+    memory_of_a_reference_held, memory_of_a_reference_given, memory_of_a_session
+    latency_beside_bulk     the 99th percentile of calls, while another session pushes 64 kB messages
+    garbage_bytes           what tells of garbage, of the bytes of calls, in percent
 """
 
 from __future__ import annotations
@@ -24,11 +33,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import attrs
 import cbor2
@@ -36,68 +48,17 @@ import trio
 
 import durable
 import ocapn
-from ocapn import E, Symbol, send_only
+from ocapn import Symbol
 from ocapn.codec import syrup
 from ocapn.codec.operations import OPERATIONS
 from ocapn.limits import Limits
-from tests.bench import kept, large, netlayers
-from tests.bench.calls import SMALL, outstanding, sequential, sessions
-from tests.bench.figures import ROUNDS, Figure, pair, rate, server, thousands
-
-RAW_MESSAGE = bytes(150)
+from tests.__main__ import ROOT, compile_into
+from tests.bench import capnproto, kept, large, netlayers, table
+from tests.bench import scale as scales
+from tests.bench.calls import RAW_MESSAGE, SMALL, Calls, sessions
+from tests.bench.figures import ROUNDS, Figure, pair, rate, server
 
 Figures = dict[str, Figure]
-
-
-class Calls:
-    """The benchmarks over a connection."""
-
-    def __init__(self, ref: ocapn.Ref, raw: trio.SocketStream, scale: float) -> None:
-        self.ref = ref
-        self.raw = raw
-        self.scale = scale
-
-    async def raw_echo(self) -> float:
-        async def work(count: int) -> None:
-            for _ in range(count):
-                await self.raw.send_all(RAW_MESSAGE)
-                left = len(RAW_MESSAGE)
-                while left:
-                    left -= len(await self.raw.receive_some())
-
-        return await rate(int(3000 * self.scale), work)
-
-    async def sequential(self) -> float:
-        return await rate(int(2000 * self.scale), partial(sequential, self.ref))
-
-    async def outstanding_1000(self) -> float:
-        return await rate(thousands(10_000 * self.scale), partial(outstanding, self.ref))
-
-    async def one_way(self) -> float:
-        session = self.ref._import.session
-
-        async def work(count: int) -> None:
-            for i in range(count):
-                send_only(self.ref).note(*SMALL)
-                if i % 1000 == 999:  # let the writer run, as a program that has other tasks does
-                    await trio.lowlevel.checkpoint()
-                    while session.outbox.frames > 5000 or session.stats()["frames_kept"] > 8000:
-                        await trio.lowlevel.checkpoint()
-            got = await E(self.ref).counted()
-            if got != count:
-                raise AssertionError(f"{count} messages were sent, and {got} arrived")
-
-        return await rate(int(30_000 * self.scale), work)
-
-    async def chain_100(self) -> float:
-        async def work(count: int) -> None:
-            for _ in range(count // 100):
-                promise = E(self.ref).me()
-                for _ in range(99):
-                    promise = promise.me()
-                await promise
-
-        return await rate(max(100, int(10_000 * self.scale) // 100 * 100), work)
 
 
 async def _connected(uri: str, port: int, scale: float, names: list[str]) -> Figures:
@@ -228,8 +189,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print JSON alone")
     parser.add_argument("--quick", action="store_true", help="a tenth of the work, for a first look")
+    parser.add_argument(
+        "--compiled", action="store_true", help="measure a copy of the checkout that is compiled"
+    )
+    parser.add_argument(
+        "--readme", nargs="?", type=Path, const=ROOT / "README.md", help="write the table in the README too"
+    )
     parser.add_argument("names", nargs="*", help="only these figures")
     arguments = parser.parse_args()
+    if arguments.compiled:
+        with TemporaryDirectory(prefix="ocapn-compiled-") as copy:
+            if not compile_into(Path(copy)):
+                sys.exit(1)
+            given = [one for one in sys.argv[1:] if one != "--compiled"]
+            if "--readme" in given and arguments.readme == ROOT / "README.md":
+                given[given.index("--readme")] = f"--readme={arguments.readme}"
+            command = [sys.executable, "-m", "tests.bench", *given]
+            sys.exit(subprocess.run(command, cwd=copy, check=False).returncode)
     scale = 0.1 if arguments.quick else 1.0
     figures: Figures = {}
 
@@ -270,6 +246,16 @@ def main() -> None:
         note(", ".join(names) + " …")
         with kept.directory() as place:
             figures |= large.measure(place, scale, names)
+    names = wanted(*scales.NAMES)
+    if names:
+        note(", ".join(names) + " …")
+        figures |= scales.measure(scale, names)
+    names = wanted(*capnproto.NAMES)
+    if names and find_spec("capnp") is None:
+        note("pycapnp is not here: pip install -e '.[bench]'")
+    elif names:
+        note(", ".join(names) + " …")
+        figures |= capnproto.measure(scale, names)
     codec = wanted("syrup_encode_small", "syrup_decode_small", "syrup_encode_10k", "syrup_decode_10k")
     if codec:
         note("Syrup …")
@@ -277,10 +263,9 @@ def main() -> None:
     if arguments.json:
         print(json.dumps({name: {**attrs.asdict(one), "ratio": one.ratio} for name, one in figures.items()}))
         return
-    print(f"{'':25}{'rate/s':>12}{'baseline/s':>12}{'ratio':>8}")
-    for name, figure in figures.items():
-        places = 2 if figure.baseline < 10 else 0
-        print(f"{name:25}{figure.rate:>12,.{places}f}{figure.baseline:>12,.{places}f}{figure.ratio:>8.2f}")
+    print(table.plain(figures))
+    if arguments.readme is not None:
+        table.write(arguments.readme, figures)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,11 @@ Measure = Callable[[], Awaitable[float]]
 
 @attrs.frozen
 class Figure:
-    """Medians, a second."""
+    """Medians, a second unless there is another `unit`."""
 
     rate: float
     baseline: float
+    unit: str = "/s"
 
     @classmethod
     def of(cls, rates: Sequence[float], baselines: Sequence[float]) -> Figure:

@@ -19,7 +19,8 @@ from ocapn.netlayers.base import Netlayer
 from ocapn.netlayers.websocket import WebSocketNetlayer
 from ocapn.relay import Relay, RelayLimits
 from tests.bench.kept import Counter
-from tests.bench.large import LIMITS, Maker
+from tests.bench.large import Maker
+from tests.bench.scale import LIMITS
 from tests.netlayers.tor import fake_tor
 
 
@@ -41,6 +42,10 @@ class Served(ocapn.Target):
     def counted(self) -> int:
         count, self.count = self.count, 0
         return count
+
+    @ocapn.method
+    def give(self, number: int) -> list[Served]:
+        return [Served() for _ in range(number)]
 
     @ocapn.method
     def me(self) -> Served:
@@ -95,7 +100,12 @@ async def serve(baggage: durable.Baggage | None, served: ocapn.Target, name: str
         trio.open_nursery() as nursery,
     ):
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        told = {"uri": peer.export(served).uri, "raw": listener.socket.getsockname()[1], "socks": socks}
+        told = {
+            "uri": peer.export(served).uri,
+            "raw": listener.socket.getsockname()[1],
+            "socks": socks,
+            "pid": os.getpid(),
+        }
         print(json.dumps(told), flush=True)
         nursery.start_soon(trio.serve_listeners, _echo, [listener])
 

@@ -367,3 +367,21 @@ def test_an_error_told_to_a_resolver_keeps_its_message() -> None:
 def test_a_vow_of_no_session_is_released() -> None:
     side = Side("a")
     assert Vow(side.node).released
+
+
+def test_much_is_handed_to_the_network_in_parts() -> None:
+    a, _, link = pair()
+    to = a.hold(link.a, exported(link.b, Box()))
+    outbox = link.a.outbox
+    for number in range(10):
+        link.a.deliver_only(to._import.recipient, [number, b"x" * 100_000])
+    link.a.deliver_only(to._import.recipient, [10, b"x" * 500_000])
+    sizes = []
+    taken: list[bytes] = []
+    while messages := outbox.take():
+        sizes.append(len(messages))
+        outbox.written(messages)
+        taken += messages
+    assert sizes == [2, 2, 2, 2, 2, 1]
+    assert [b"[%d+" % number in message for number, message in enumerate(taken)] == [True] * 11
+    assert (outbox.frames, outbox.size, outbox.messages) == (0, 0, [])
