@@ -1,4 +1,4 @@
-"""Builds ocapn with its codecs and protocol core compiled by mypyc where that can be done, and as it is where not.
+"""Builds ocapn with its codecs, protocol core and sends compiled by mypyc where that can be done, else as it is.
 
 `OCAPN_PURE=1` has it as it is; `OCAPN_COMPILED=1` fails where it cannot be compiled. An
 editable installation is never compiled: what is edited is what runs. See spec/building.md.
@@ -36,8 +36,14 @@ def asked(variable: str) -> bool:
     return os.environ.get(variable, "") not in ("", "0")
 
 
+def not_compiled(why: str) -> None:
+    print(f"ocapn is installed as pure Python, because it could not be compiled: {why}", file=sys.stderr)
+
+
 def wanted() -> bool:
     """Whether this is to be compiled, and may be able to."""
+    if asked("OCAPN_PURE") and asked("OCAPN_COMPILED"):
+        sys.exit("OCAPN_PURE and OCAPN_COMPILED are both set: choose one")
     if asked("OCAPN_PURE") or "editable_wheel" in sys.argv:
         return False
     if asked("OCAPN_COMPILED"):
@@ -53,8 +59,13 @@ def wanted() -> bool:
 
 def extensions() -> list[Extension]:
     """Empty where mypy does not take the source: it says why."""
-    from mypyc.build import mypycify
-
+    try:
+        from mypyc.build import mypycify
+    except ImportError as error:  # pip was told to build without what the build needs
+        if asked("OCAPN_COMPILED"):
+            raise
+        not_compiled(str(error))
+        return []
     modules = [
         path
         for path in sorted([*glob("ocapn/codec/*.py"), *glob("ocapn/captp/*.py"), "ocapn/sending.py"])
@@ -91,10 +102,7 @@ class Compile(build_ext):
         except Exception as error:
             if asked("OCAPN_COMPILED"):
                 raise
-            why = f"{type(error).__name__}; above is what the compiler says"
-            print(
-                f"ocapn is installed as pure Python, because it could not be compiled: {why}", file=sys.stderr
-            )
+            not_compiled(f"{type(error).__name__}; above is what the compiler says")
             for output in self.get_outputs():
                 Path(output).unlink(missing_ok=True)
             self.extensions = []

@@ -21,6 +21,7 @@ from ocapn.errors import Aborted, Disconnected, RemoteProtocolError, SessionEnde
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator
 from ocapn.netlayers.base import Channel, ChannelBroken, Netlayer
+from ocapn.references import current_caller, current_node
 from ocapn.sessions import Session
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ class Owner(Protocol):
     #: What the sessions share.
     node: Node
 
+    #: Within it, turns run.
+    turns: AbstractContextManager[object]
+
     def public(self, session: CoreSession) -> Session:
         """The application's end of a session."""
 
@@ -66,10 +70,7 @@ class Owner(Protocol):
         """Returns when all that has happened so far is on disk, if it is kept."""
 
     def pump(self, ran: int = 0) -> None:
-        """Runs turns, and sends what came of them. `ran`: how many have run in this pass of the loop."""
-
-    def in_turns(self) -> AbstractContextManager[None]:
-        """Within it, turns run: what they send is sent by this peer, and nobody calls yet."""
+        """Runs turns, and sends what came of them. So many less as have `ran` in this pass of the loop."""
 
     def established(self, connection: Connection) -> None:
         """The connection has become a session."""
@@ -374,7 +375,7 @@ class Connection:
                     # Alone in its batch, so that it is soon known not to end the process.
                     first = next(i for i, message in enumerate(messages) if not is_ack(message)) + 1
                     messages, rest = messages[:first], messages[first:]
-                peer.busy = True  # `_pump` follows: nobody has to be woken for it
+                peer.busy = True  # `pump` follows: nobody has to be woken for it
                 self._ran = 0
                 try:
                     self._receive(session, messages)
@@ -414,7 +415,7 @@ class Connection:
         """Each message has its turn while it is at hand."""
         node = self.peer.node
         most = self.peer.limits.slice_turns
-        with self.peer.in_turns():
+        with self.peer.turns:
             if node.keeper is None:
                 for message in messages:
                     session.receive(message)
@@ -432,6 +433,8 @@ class Connection:
     async def _write(self, session: CoreSession) -> None:
         """Writes until there is nothing left to write. Runs only while the transport cannot take all at once."""
         channel = self.channel
+        current_caller.set(None)  # whoever has sent so much
+        current_node.set(self.peer.node)
         try:
             while self._has(session) and ((messages := session.outbox.take()) or channel.unsent):
                 await channel.send(messages)

@@ -28,27 +28,20 @@ _LATE: Final = 0
 
 @final
 class Turns:
-    """Within it (`with`), turns run: what they send is sent by this peer. `caller`: the session whose message runs."""
+    """Within it (`with`), turns run: what they send is sent by this peer, and between them nobody calls."""
 
-    __slots__ = ("_callers", "_node", "_nodes", "caller")
+    __slots__ = ("_caller", "_node", "_nodes")
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self.caller: CoreSession | None = None
 
     def __enter__(self) -> None:
         self._nodes = current_node.set(self._node)
-        self._callers = current_caller.set(None)
-        self.caller = None
+        self._caller = current_caller.set(None)
 
     def __exit__(self, *error: object) -> None:
-        current_caller.reset(self._callers)
+        current_caller.reset(self._caller)
         current_node.reset(self._nodes)
-
-    def calls(self, caller: CoreSession | None) -> None:
-        """The session whose message runs from now on; None if nobody calls."""
-        self.caller = caller
-        current_caller.set(caller)
 
 
 @final

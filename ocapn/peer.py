@@ -88,7 +88,7 @@ class Peer:
         self._closing = False
         self._all_closed = trio.Event()
         self.paused: list[Connection] = []
-        self.busy = False  # in `_pump`, or about to call it
+        self.busy = False  # in `pump`, or about to call it
         self._service: trio.Nursery | None = None
         form = form_of(dialect)
         forms = {locator: form_of(name) for locator, name in dialects.items()}
@@ -109,9 +109,9 @@ class Peer:
             durable=lambda locator: durable if locator is None else self._durables.get(locator, durable),
             authenticate=authenticate or (lambda introduction: True),
         )
-        self._turns = Turns(self._node)
+        self.turns = Turns(self._node)
         self._node.on_status = self._status
-        if baggage is None:
+        if baggage is None:  # else nothing leaves before it is committed, op:ack included
             self._node.hasten = self._flush
         self._node.proving = frozenset(one.transport for one in netlayers if one.proves)
         self._commits: Commits | None = None
@@ -288,16 +288,15 @@ class Peer:
         self._wakeup.set()
 
     def pump(self, ran: int = 0) -> None:
-        """Runs a slice of turns, of which `ran` have run already, and sends and tells what came of it."""
+        """Runs a slice of turns, less those that `ran` in this pass already, and sends and tells what came of it."""
         if self.busy:
             return
         node = self._node
         self.busy = True
         try:
-            with self._turns:
+            with self.turns:
                 if node.turns:
-                    node.run(max(0, self.limits.slice_turns - ran))
-                    self._turns.calls(None)
+                    node.run(self.limits.slice_turns - ran)
                 node.collect()
                 self._show()
         finally:
@@ -306,10 +305,6 @@ class Peer:
             self.paused = [connection for connection in self.paused if not connection.read_on()]
         if not node.idle:
             self._wakeup.set()
-
-    def in_turns(self) -> Turns:
-        """Within it, turns run: what they send is sent by this peer, and nobody calls yet."""
-        return self._turns
 
     def _show(self) -> None:
         """Sends and tells what turns, or the application, have left to be sent and told."""
@@ -362,9 +357,11 @@ class Peer:
     def _invoke(self, turn: Turn) -> object:
         target = turn.target
         assert isinstance(target, Target)
-        if turn.source is not self._turns.caller:
-            self._turns.calls(turn.source)
-        result = target._ocapn_call(turn.args)
+        current_caller.set(turn.source)
+        try:
+            result = target._ocapn_call(turn.args)
+        finally:
+            current_caller.set(None)
         kind = type(result)
         if result is None or kind is int or kind is str or kind is bool:
             return result

@@ -21,12 +21,23 @@ from ocapn.codec.operations import GET, INDEX, UNTAG
 from ocapn.errors import RemoteError, WrongContext, fresh
 from ocapn.model.values import Symbol, Tagged
 from ocapn.references import Target, current_node, method
-from ocapn.sending import Method, check_name, check_thread, no_keywords, node_of, select, send, symbol_of
+from ocapn.sending import (
+    Method,
+    check_name,
+    check_thread,
+    no_keywords,
+    node_of,
+    send,
+    send_selection,
+    symbol_of,
+)
 
-#: So many settled promises a task awaits without letting others run: a pass of the loop takes longer than all of them.
-_AT_ONCE: Final = 15
-#: How many are left of those.
-_left: Final = ContextVar("ocapn.left", default=0)
+#: So many settled promises a task awaits without letting others run, as a pass of the loop takes longer than all of
+#: them; unless it has had the loop for so long, in seconds.
+_IN_A_ROW: Final = 15
+_LONG: Final = 0.001
+#: How many are left of those, and when the time is over.
+_left: Final = ContextVar("ocapn.left", default=(0, 0.0))
 
 
 class _Waiter(Waiting):
@@ -86,15 +97,19 @@ async def waited(node: Node, event: trio.Event) -> None:
         raise fresh(lost[0])
 
 
+def _others_ran() -> None:
+    _left.set((_IN_A_ROW, trio.current_time() + _LONG))
+
+
 async def _checkpoint() -> None:
     """What is awaited is there already."""
-    left = _left.get()
-    if left:
-        _left.set(left - 1)
+    left, until = _left.get()
+    if left and trio.current_time() < until:
+        _left.set((left - 1, until))
         await trio.lowlevel.checkpoint_if_cancelled()
     else:
-        _left.set(_AT_ONCE)
         await trio.lowlevel.checkpoint()
+        _others_ran()
 
 
 @final
@@ -102,9 +117,9 @@ class Promise(PromiseHandle):
     """The answer to a send, or any other value that is not known yet.
 
     `await p` gives the value, or raises what broke it. It is a checkpoint; of settled promises that a task awaits one
-    after the other, each is a point at which it may be cancelled, and every sixteenth lets others run.
-    `p.name(args)`, `p(args)` and `p["name"](args)` send to what it will become. Dropping the last reference to a
-    promise gives up the interest in it.
+    after the other, each is a point at which it may be cancelled, and every sixteenth lets others run, or the first
+    after a millisecond. `p.name(args)`, `p(args)` and `p["name"](args)` send to what it will become. Dropping the last
+    reference to a promise gives up the interest in it.
     """
 
     __slots__ = ()
@@ -138,7 +153,7 @@ class Promise(PromiseHandle):
                 return trio.lowlevel.Abort.SUCCEEDED
 
             yield from waiter.wait(node, abort)
-            _left.set(_AT_ONCE)
+            _others_ran()
             vow = self._vow.end()
         elif not node.uncommitted():
             yield from _checkpoint().__await__()
@@ -174,21 +189,21 @@ def field(promise: Promise, name: str) -> Promise:
     """The field `name` of the struct that `promise` becomes, pipelined (op:get)."""
     if not isinstance(name, str):
         raise TypeError(f"a field's name is a str, not {type(name).__name__}")
-    return select(promise, GET, name)
+    return send_selection(promise, GET, name)
 
 
 def index(promise: Promise, position: int) -> Promise:
     """The member at `position`, from 0, of the list that `promise` becomes, pipelined (op:index)."""
     if type(position) is not int or position < 0:
         raise ValueError("an index is an integer from 0")
-    return select(promise, INDEX, position)
+    return send_selection(promise, INDEX, position)
 
 
 def untag(promise: Promise, tag: str) -> Promise:
     """The value of the Tagged with `tag` that `promise` becomes, pipelined (op:untag)."""
     if not isinstance(tag, str):
         raise TypeError(f"a tag is a str, not {type(tag).__name__}")
-    return select(promise, UNTAG, tag)
+    return send_selection(promise, UNTAG, tag)
 
 
 def is_settled(promise: Promise) -> bool:

@@ -39,7 +39,7 @@ _T = TypeVar("_T")
 #: with it while this one goes on.
 _MUCH: Final = 1 << 15
 
-_names: dict[str, Symbol] = {}
+_names: Final[dict[str, Symbol]] = {}
 
 
 def symbol_of(name: str) -> Symbol:
@@ -116,14 +116,14 @@ def send(receiver: object, args: list[object], named: bool = False) -> Promise:
         raise _explained(error, args, named, node) from None
     except Held as held:
         answer = HeldVow(node, held.gate)
-        answer = wait_for_renewal(held, receiver, Message(_held_args(args, named, node), answer, None))
+        answer = _wait_for_renewal(held, receiver, Message(_held_args(args, named, node), answer, None))
     except (SessionEnded, Backpressure, TooBusy) as error:
         answer = broken(node, error)
     return cast("Promise", answer.handle())
 
 
-def select(receiver: object, kind: int, key: str | int) -> Promise:
-    """A part of what a promise becomes; `kind` is GET, INDEX or UNTAG. Raises TypeError, WrongContext."""
+def send_selection(receiver: object, kind: int, key: str | int) -> Promise:
+    """A part of what a promise becomes; `kind` is GET, INDEX or UNTAG. Raises TypeError, WrongContext, NotPassable."""
     node = node_of(receiver)
     if not isinstance(receiver, PromiseHandle):
         raise TypeError("only a promise has parts to ask for")
@@ -138,7 +138,7 @@ def select(receiver: object, kind: int, key: str | int) -> Promise:
             answer = Vow(node)
             vow.add(Selection(kind, key, answer))
     except Held as held:
-        answer = wait_for_renewal(held, receiver, Selection(kind, key, HeldVow(node, held.gate)))
+        answer = _wait_for_renewal(held, receiver, Selection(kind, key, HeldVow(node, held.gate)))
     except (SessionEnded, Backpressure, TooBusy) as error:
         answer = broken(node, error)
     return cast("Promise", answer.handle())
@@ -152,7 +152,7 @@ def _held_args(args: list[object], named: bool, node: Node) -> list[object]:
         raise _explained(error, args, named, node) from None
 
 
-def wait_for_renewal(held: Held, receiver: object, item: Sent) -> Vow:
+def _wait_for_renewal(held: Held, receiver: object, item: Sent) -> Vow:
     """The answer to what is sent once the session is renewed."""
     answer = item.answer
     assert answer is not None
@@ -316,8 +316,11 @@ def E(receiver: object, interface: object = None) -> object:  # type[_T] above w
     `E(x, Greeter)` types the sends by a class or Protocol; what its methods return is what `await` gives if they
     are declared `async`.
 
+    What is sent goes out when the sender waits, or before if it is much.
+
     Raises NotPassable with the path to an argument that cannot be passed, WrongContext without a peer or from
-    another thread. All else breaks the promise: SessionEnded, Backpressure, RemoteError.
+    another thread, TypeError for what takes no messages. All else breaks the promise: SessionEnded, Backpressure,
+    RemoteError.
     """
     return Sender(receiver)
 
@@ -325,6 +328,6 @@ def E(receiver: object, interface: object = None) -> object:  # type[_T] above w
 def send_only(receiver: object) -> SenderOnly:
     """As `E`, for messages that want no answer: nothing is returned, and an error there is only logged there.
 
-    The send raises NotPassable, Backpressure and SessionEnded.
+    The send raises NotPassable, Backpressure, SessionEnded, WrongContext and TypeError.
     """
     return SenderOnly(receiver)

@@ -43,8 +43,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         campaign = item.path.parent.name in CAMPAIGNS
         if interpreted or not (campaign and config.getoption("--without-campaigns")):
             chosen.append(item)
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
-    items[:] = chosen
+    if len(chosen) < len(items):
+        left_out = set(items).difference(chosen)
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = chosen
 
 
 @pytest.fixture(autouse=True)

@@ -160,7 +160,8 @@ class Node:
         self._touched: set[Session] = set()
         self.durable = durable
         self.authenticate = authenticate
-        #: Called when an application has sent much on a session: it may go out at once. Not inside the core.
+        #: Called when an application has sent much on a session, also in a turn: it may go out at once, and the session
+        #: may be cut or end under it. Raises nothing.
         self.hasten: Callable[[Session], None] = lambda session: None
         #: Called when a session was cut, has resumed or has ended.
         self.on_status: Callable[[Session], None] | None = None
@@ -204,7 +205,7 @@ class Node:
         self._collecting = False  # `wake` was called for what is finalised
         self._settled: deque[tuple[Vow, Queue]] = deque()
         self._settling = False
-        self._dirty: list[Session] = []
+        self._dirty: dict[Session, None] = {}
         self._garbage: list[Session] = []
         self._events: list[Callable[[], None]] = []
 
@@ -564,7 +565,7 @@ class Node:
 
     def dirty(self, session: Session) -> None:
         """The session has something to send."""
-        self._dirty.append(session)
+        self._dirty[session] = None
         if len(self._dirty) == 1:
             self.wake()
 
@@ -594,8 +595,8 @@ class Node:
 
     def take(self) -> TurnResult:
         """What the turns since the last call have to show: commit, then send, then tell."""
-        result = TurnResult(self._dirty, self._events)
-        self._dirty = []
+        result = TurnResult(list(self._dirty), self._events)
+        self._dirty = {}
         self._events = []
         return result
 

@@ -32,7 +32,7 @@ class Sealed:
 @final
 class Outbox:
     """`frames` and `size` (bytes) count what the network has not taken yet, `messages` included. `fresh` counts bytes
-    since they were last offered to it.
+    that were appended since `take` or `seen`.
 
     Of a durable session, op:ack waits and goes as garbage does. While it is suspended nothing is here.
     """

@@ -101,7 +101,8 @@ class SyrupCodec(Codec):
         if answer < 0:
             if resolver < 0:
                 return b"".join([b"<10'op:deliver", to, args, b"ff>"])
-            return b"<10'op:deliver%b%bf<18'desc:import-object%d+>>" % (to, args, resolver)
+            end = b"f<18'desc:import-object%d+>>" % resolver
+            return b"".join([b"<10'op:deliver", to, args, end])
         end = b"%d+<18'desc:import-object%d+>>" % (answer, resolver)
         return b"".join([b"<10'op:deliver", to, args, end])
 

@@ -355,7 +355,7 @@ class Decoder(Reading):
                     break
                 raw = buffer[pos:stop]
                 number = _DOUBLE.unpack(raw)[0]
-                if raw[0] & 127 == 127 and number != number and raw != _NAN:  # the first asks for no float
+                if raw[0] & 127 == 127 and number != number and raw != _NAN:  # NaNs begin with 7f or ff
                     raise DecodeError("a NaN is 7ff8000000000000 and nothing else", start)
                 value = number
                 pos = stop
@@ -476,7 +476,6 @@ class Decoder(Reading):
                     i += 2
                 else:
                     return result
-                result.clear()
         last = b""
         common = len(items) <= 2 * _MAX_MEMBERS
         for i in range(0, len(items), 2):

@@ -1,6 +1,6 @@
-"""Throughput beside raw baselines: `python -m tests.bench [--json] [--quick] [--compiled] [--readme] [NAME …]`.
+"""Throughput beside raw baselines: `python -m tests.bench [--json] [--quick] [--compiled] [--readme PATH] [NAME …]`.
 
-Two processes over loopback TCP. Each figure is the median of five, taken in turn with its baseline in the same run,
+Two processes over loopback TCP. Each rate is the median of five, taken in turn with its baseline in the same run,
 and the ratio is what counts: machines differ, and are shared.
 
     sequential        one call after another; both processes on one core; against a raw trio echo likewise
@@ -21,11 +21,11 @@ and the ratio is what counts: machines differ, and are shared.
 
 And what is no rate, against what it should be at most or, of latency_beside_bulk, is without:
 
-    million_references      1,000 calls under way with 1,000,000 references held; against 100 (a rate)
-    five_thousand_sessions  calls in 5,000 sessions in turn, over memory; against one (a rate)
-    memory_of_a_reference_held, memory_of_a_reference_given, memory_of_a_session
+    million_references      1,000 calls under way with 1,000,000 references held; against 100 (a rate, measured before)
+    five_thousand_sessions  calls in 5,000 sessions in turn, over memory; against one (a rate, measured before)
+    memory_of_a_reference_held, memory_of_a_reference_given, memory_of_a_session (measured once)
     latency_beside_bulk     the 99th percentile of calls, while another session pushes 64 kB messages
-    garbage_bytes           what tells of garbage, of the bytes of calls, in percent
+    garbage_bytes           what tells of garbage, of the bytes of calls, in percent (measured once)
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from ocapn import Symbol
 from ocapn.codec import syrup
 from ocapn.codec.operations import OPERATIONS
 from ocapn.limits import Limits
-from tests.__main__ import ROOT, compile_into
+from tests.__main__ import compile_into
 from tests.bench import capnproto, kept, large, netlayers, table
 from tests.bench import scale as scales
 from tests.bench.calls import RAW_MESSAGE, SMALL, Calls, sessions
@@ -186,24 +186,28 @@ def _codec(scale: float) -> Figures:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
     parser.add_argument("--json", action="store_true", help="print JSON alone")
     parser.add_argument("--quick", action="store_true", help="a tenth of the work, for a first look")
     parser.add_argument(
         "--compiled", action="store_true", help="measure a copy of the checkout that is compiled"
     )
-    parser.add_argument(
-        "--readme", nargs="?", type=Path, const=ROOT / "README.md", help="write the table in the README too"
-    )
+    parser.add_argument("--readme", metavar="PATH", type=Path, help="write the table into this README too")
     parser.add_argument("names", nargs="*", help="only these figures")
     arguments = parser.parse_args()
+    if arguments.readme is not None:
+        if arguments.quick or arguments.names:
+            parser.error("--readme writes the whole table: no --quick and no names with it")
+        table.check(arguments.readme)
     if arguments.compiled:
         with TemporaryDirectory(prefix="ocapn-compiled-") as copy:
             if not compile_into(Path(copy)):
                 sys.exit(1)
             given = [one for one in sys.argv[1:] if one != "--compiled"]
-            if "--readme" in given and arguments.readme == ROOT / "README.md":
-                given[given.index("--readme")] = f"--readme={arguments.readme}"
+            if arguments.readme is not None:
+                given.append(f"--readme={arguments.readme.absolute()}")  # the last one counts
             command = [sys.executable, "-m", "tests.bench", *given]
             sys.exit(subprocess.run(command, cwd=copy, check=False).returncode)
     scale = 0.1 if arguments.quick else 1.0

@@ -20,7 +20,7 @@ Measure = Callable[[], Awaitable[float]]
 
 @attrs.frozen
 class Figure:
-    """Medians, a second unless there is another `unit`."""
+    """What was measured: how often a second, unless there is another `unit`."""
 
     rate: float
     baseline: float

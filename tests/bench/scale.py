@@ -6,6 +6,7 @@ import gc
 import os
 import statistics
 import time
+import tracemalloc
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,11 +19,14 @@ from ocapn import E, send_only
 from tests.bench.calls import outstanding, sequential
 from tests.bench.figures import ROUNDS, Figure, rate, served, thousands
 
-#: References that are held, and sessions.
+#: References that are held: few, and many.
 REFERENCES: Final = (100, 1_000_000)
-SESSIONS: Final = (1, 5_000)
+SESSIONS: Final = 5_000
+#: So many of those are weighed: to trace all would slow them down.
+WEIGHED: Final = 200
 #: Bytes of a message of bulk data.
 BULK: Final = 64_000
+#: Of all processes that are measured against.
 LIMITS: Final = ocapn.Limits(slots=1_200_000)
 #: Bytes that a live reference, and an idle session, should take at most on one side.
 REFERENCE_BYTES: Final = 400
@@ -109,16 +113,20 @@ async def sessions(scale: float) -> dict[str, Figure]:
         await nursery.start(leaf, 0)
         refs = [await peers[0].enliven(sturdyref)]
         baselines = await rounds(count, partial(in_turn, refs))
-        many = max(10, int(SESSIONS[1] * scale))
+        many = int(SESSIONS * scale)
         for number in range(1, many):
             await nursery.start(leaf, number)
-        gc.collect()
-        before = resident()
-        for peer in peers[1:]:
+        for peer in peers[1 : many - WEIGHED]:
             refs.append(await peer.enliven(sturdyref))
         await trio.sleep(1)  # until all garbage is told of
         gc.collect()
-        taken = (resident() - before) / (2 * (many - 1))  # both ends are here
+        tracemalloc.start()
+        for peer in peers[many - WEIGHED :]:
+            refs.append(await peer.enliven(sturdyref))
+        await trio.sleep(1)
+        gc.collect()
+        taken = tracemalloc.get_traced_memory()[0] / (2 * WEIGHED)  # both ends are here
+        tracemalloc.stop()
         figure = Figure.of(await rounds(count, partial(in_turn, refs)), baselines)
         assert len(hub.sessions) == many
         done.set()

@@ -95,11 +95,15 @@ def _processor() -> str:
     return platform.machine() if found is None else found[1].strip()
 
 
+def check(readme: Path) -> None:
+    """Exits if the file has no place for the table."""
+    if not readme.is_file() or len(_BLOCK.findall(readme.read_text())) != 1:
+        sys.exit(
+            f"{readme} has no place for the figures: one line `<!-- figures -->`, and one `<!-- end of figures -->`"
+        )
+
+
 def write(readme: Path, figures: Mapping[str, Figure]) -> None:
     """Puts the table into the README, in the place of the one that is there."""
-    text = readme.read_text()
     table = markdown(figures)
-    new, count = _BLOCK.subn(lambda _: table, text)
-    if count != 1:
-        sys.exit(f"{readme} has no place for the figures")
-    readme.write_text(new)
+    readme.write_text(_BLOCK.sub(lambda _: table, readme.read_text()))

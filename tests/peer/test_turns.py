@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -131,6 +132,25 @@ async def test_a_bounded_slice_of_turns_runs_in_a_loop_pass() -> None:
         assert await E(echo).echo(1) == 1
         assert spinner.spins - before < 1000
         spinner.going = False
+
+
+@trio_test
+async def test_a_bounded_slice_of_turns_runs_of_what_is_read_together() -> None:
+    async with linked_peers("a", "b", limits=Limits(slice_turns=10)) as (a, b):
+        recorder = Recorder()
+        ref = await far(a, b, recorder)
+        last = [E(ref).note(number) for number in range(500)][-1]
+        ran = [0]
+
+        class Passes(trio.abc.Instrument):
+            def before_io_wait(self, timeout: float) -> None:
+                ran.append(len(recorder.seen))
+
+        trio.lowlevel.add_instrument(Passes())
+        await last
+        assert recorder.seen == list(range(500))
+        passes = [after - before for before, after in pairwise(ran)]
+        assert 0 < max(passes) <= 20  # the reader's slice, and the peer's own
 
 
 @trio_test

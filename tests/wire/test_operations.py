@@ -698,6 +698,23 @@ def test_descriptors_are_read_as_other_records_are(
         assert outcome(data[:cut], OPERATIONS, limits) == outcome(data[:cut], ASKS, limits)
 
 
+def test_a_position_has_no_more_digits_than_other_integers() -> None:
+    data = record(
+        "op:deliver", descriptor_bytes(EXPORT, 5), b"[%b]" % descriptor_bytes(EXPORT, 123_456), b"ff"
+    )
+    few = Limits(integer_digits=5)
+    assert (
+        outcome(data, OPERATIONS, few) == outcome(data, ASKS, few) == ("an integer of more than 5 digits", 48)
+    )
+    assert Decoder(Limits(integer_digits=6), OPERATIONS).decode(data)
+
+
+@pytest.mark.parametrize("kind", [OBJECT, PROMISE, EXPORT, ANSWER])
+def test_a_descriptor_is_no_operation(kind: int) -> None:
+    with pytest.raises(DecodeError, match="no operation is called"):
+        read(descriptor_bytes(kind, 123_456))
+
+
 def test_selectors_have_their_names() -> None:
     assert [SELECTOR_NAMES[kind] for kind in (GET, INDEX, UNTAG)] == ["op:get", "op:index", "op:untag"]
 

@@ -576,6 +576,19 @@ def test_structs_whose_keys_are_known_are_encoded_as_others_are() -> None:
     assert encode({Same("other"): 1}) == b'{5"other1+}'
     assert Encoder(LIMITS, text_order=True).encode({"known": 1, "a": 2, "zz": 3}) == b'{1"a2+5"known1+2"zz3+}'
     assert encode({"known": 1, "a": 2, "zz": 3}) == b'{1"a2+2"zz3+5"known1+}'
+    for data in (
+        b'{2"ka1+2"kb2+}',
+        b'{2"ka1+2"kc2+}',
+        b'{2"ka1+2"kb2+}',
+        b'{2"ka1+}',
+        b'{2"ka1+2"kb2+2"kc3+}',
+    ):
+        for _ in range(2):
+            value = decode(data)
+            assert encode(value) == data
+    syrup._ordered.clear()
+    syrup._texts.clear()
+    assert decode(b'{2"ka1+2"kb2+}') == {"ka": 1, "kb": 2}
     for _ in range(2):
         with pytest.raises(DecodeError, match="not in order"):
             decode(b'{2"ka1+2"zz2+1"b3+}')
