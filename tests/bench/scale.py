@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import statistics
 import time
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +24,7 @@ from tests.bench.figures import ROUNDS, Figure, rate, served, thousands
 #: References that are held: few, and many.
 REFERENCES: Final = (100, 1_000_000)
 SESSIONS: Final = 5_000
-#: So many of those are weighed: to trace all would slow them down.
+#: So many sessions are weighed.
 WEIGHED: Final = 200
 #: Bytes of a message of bulk data.
 BULK: Final = 64_000
@@ -92,48 +94,63 @@ async def in_turn(refs: Sequence[Any], count: int) -> None:
         await sequential(refs[number % len(refs)], 10)
 
 
-async def sessions(scale: float) -> dict[str, Figure]:
-    """Calls in each session in turn, over memory in one process, with many sessions and with one."""
-    count = int(5000 * scale)
+@asynccontextmanager
+async def leaves() -> AsyncIterator[tuple[ocapn.Peer, Callable[[int], Awaitable[list[ocapn.Peer]]]]]:
+    """A hub, and a function that opens so many other peers, over memory in this process."""
     network = ocapn.MemoryNetwork()
+    names = itertools.count()
     done = trio.Event()
-    peers: list[ocapn.Peer] = []
 
-    async def leaf(number: int, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        async with ocapn.open_peer([ocapn.MemoryNetlayer(network, f"leaf {number}", listen=False)]) as peer:
-            peers.append(peer)
-            task_status.started()
+    async def leaf(task_status: trio.TaskStatus[ocapn.Peer]) -> None:
+        netlayer = ocapn.MemoryNetlayer(network, f"leaf {next(names)}", listen=False)
+        async with ocapn.open_peer([netlayer]) as peer:
+            task_status.started(peer)
             await done.wait()
 
     async with (
         ocapn.open_peer([ocapn.MemoryNetlayer(network, "hub")]) as hub,
         trio.open_nursery() as nursery,
     ):
+
+        async def more(count: int) -> list[ocapn.Peer]:
+            return [await nursery.start(leaf) for _ in range(count)]
+
+        yield hub, more
+        done.set()
+
+
+async def sessions(scale: float) -> Figure:
+    """Calls in each session in turn, with many sessions and with one."""
+    count = int(5000 * scale)
+    many = int(SESSIONS * scale)
+    async with leaves() as (hub, more):
         sturdyref = hub.export(Hub())
-        await nursery.start(leaf, 0)
-        refs = [await peers[0].enliven(sturdyref)]
+        refs = [await peer.enliven(sturdyref) for peer in await more(1)]
         baselines = await rounds(count, partial(in_turn, refs))
-        many = int(SESSIONS * scale)
-        for number in range(1, many):
-            await nursery.start(leaf, number)
-        for peer in peers[1 : many - WEIGHED]:
-            refs.append(await peer.enliven(sturdyref))
+        refs += [await peer.enliven(sturdyref) for peer in await more(many - 1)]
         await trio.sleep(1)  # until all garbage is told of
         gc.collect()
-        tracemalloc.start()
-        for peer in peers[many - WEIGHED :]:
-            refs.append(await peer.enliven(sturdyref))
-        await trio.sleep(1)
-        gc.collect()
-        taken = tracemalloc.get_traced_memory()[0] / (2 * WEIGHED)  # both ends are here
-        tracemalloc.stop()
         figure = Figure.of(await rounds(count, partial(in_turn, refs)), baselines)
         assert len(hub.sessions) == many
-        done.set()
-    return {
-        "five_thousand_sessions": figure,
-        "memory_of_a_session": Figure(taken, SESSION_BYTES, "bytes"),
-    }
+    return figure
+
+
+async def weight() -> Figure:
+    """Bytes of an idle session on one side, its connection included."""
+    async with leaves() as (hub, more):
+        sturdyref = hub.export(Hub())
+        peers = await more(2 * WEIGHED)
+        refs = [await peer.enliven(sturdyref) for peer in peers[:WEIGHED]]
+        await trio.sleep(1)
+        gc.collect()
+        tracemalloc.start()
+        refs += [await peer.enliven(sturdyref) for peer in peers[WEIGHED:]]
+        await trio.sleep(1)
+        gc.collect()
+        taken = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        assert len(refs) == len(hub.sessions) == 2 * WEIGHED
+    return Figure(taken / (2 * WEIGHED), SESSION_BYTES, "bytes")  # both ends are here
 
 
 async def latency(uri: str, scale: float) -> Figure:
@@ -198,8 +215,10 @@ def measure(scale: float, names: Sequence[str]) -> dict[str, Figure]:
     if set(names) & set(NAMES[:3]):
         with served() as told:
             figures |= trio.run(references, told["uri"], told["pid"], scale)
-    if set(names) & set(NAMES[3:5]):
-        figures |= trio.run(sessions, scale)
+    if "five_thousand_sessions" in names:
+        figures["five_thousand_sessions"] = trio.run(sessions, scale)
+    if "memory_of_a_session" in names:
+        figures["memory_of_a_session"] = trio.run(weight)
     if "latency_beside_bulk" in names:
         with served() as told:
             figures["latency_beside_bulk"] = trio.run(latency, told["uri"], scale)
