@@ -194,13 +194,16 @@ def main() -> None:
     parser.add_argument(
         "--compiled", action="store_true", help="measure a copy of the checkout that is compiled"
     )
-    parser.add_argument("--readme", metavar="PATH", type=Path, help="write the table into this README too")
+    parser.add_argument(
+        "--readme", metavar="PATH", type=Path, help="measure what its table has, and write that"
+    )
     parser.add_argument("names", nargs="*", help="only these figures")
     arguments = parser.parse_args()
     if arguments.readme is not None:
         if arguments.quick or arguments.names:
-            parser.error("--readme writes the whole table: no --quick and no names with it")
+            parser.error("--readme measures and writes the whole table: no --quick and no names with it")
         table.check(arguments.readme)
+        arguments.names = list(table.ASKED)
     if arguments.compiled:
         with TemporaryDirectory(prefix="ocapn-compiled-") as copy:
             if not compile_into(Path(copy)):
