@@ -67,9 +67,8 @@ def _asked(name: str, one: Figure) -> str:
 def markdown(figures: Mapping[str, Figure]) -> str:
     """For the README: the figures of which something is asked, where and when they were measured."""
     build = "compiled" if ocapn.compiled else "pure Python"
-    machine = (
-        f"{_processor()}, {len(os.sched_getaffinity(0))} cores, {platform.system()} {platform.release()}"
-    )
+    system = f"{platform.system()} {platform.release().partition('-')[0]}"
+    machine = f"{_processor()}, {len(os.sched_getaffinity(0))} cores, {system}"
     python = f"{platform.python_implementation()} {platform.python_version()}"
     day = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     lines = [
