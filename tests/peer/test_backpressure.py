@@ -6,6 +6,7 @@ import pytest
 import trio
 import trio.testing
 
+import durable
 import ocapn
 from ocapn import (
     Backpressure,
@@ -402,3 +403,32 @@ async def test_what_goes_out_while_a_method_runs_does_so_in_nobodys_name() -> No
         await E(ref).much(Recorder())
         await quiet(a, b)
         assert set(callers) == {None}
+
+
+@trio_test
+async def test_with_a_baggage_nothing_goes_out_before_its_commit() -> None:
+    """However much it is."""
+    network = MemoryNetwork()
+    async with (
+        linked_peers("a", network=network) as (a,),
+        ocapn.open_peer([ocapn.MemoryNetlayer(network, "b")], baggage=durable.MemoryBaggage()) as b,
+    ):
+        recorder = Recorder()
+        ref = await far(a, b, recorder)
+        await quiet(a, b)
+        (connection,) = b._connections.values()
+        flush = connection.flush
+        flushed = 0
+
+        def counted() -> None:
+            nonlocal flushed
+            flushed += 1
+            flush()
+
+        connection.flush = counted  # type: ignore[method-assign]
+        for number in range(10):
+            send_only(ref).note([number, bytes(40_000)])
+        assert flushed == 0
+        await quiet(a, b)
+        assert flushed > 0
+        assert [number for number, _ in recorder.seen] == list(range(10))
