@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _BATCH: Final = 500
 #: Bytes that are handed to the network together, unless one message has more: what is made of them is made in one go,
 #: and nothing else runs meanwhile.
-_AT_ONCE: Final = 1 << 18
+_PART: Final = 1 << 18
 #: So much garbage goes with the next message; less waits a little, as it is dearer to send than to keep.
 _WORTH: Final = 100
 
@@ -159,11 +159,11 @@ class Outbox:
         self._listed = False
         self.fresh = 0
         taken, self.messages = self.messages, []
-        if self.size > _AT_ONCE:
+        if self.size > _PART:
             size = 0
             for number, message in enumerate(taken):
                 size += len(message)
-                if size > _AT_ONCE and number:
+                if size > _PART and number:
                     self.messages = taken[number:]
                     return taken[:number]
         return taken

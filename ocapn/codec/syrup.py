@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from struct import Struct as _Packer
-from typing import Final, final
+from typing import Final, TypeVar, final
 
 from ocapn.codec.base import Reading, Writing
 from ocapn.codec.descriptors import DESCRIPTOR_LABELS, Descriptor, descriptor_bytes
@@ -92,6 +92,17 @@ _ordered: Final[dict[str, list[str]]] = {}
 _MAX_SHAPES: Final = 512
 #: Structs of more members are looked at each time.
 _MAX_MEMBERS: Final = 16
+
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+def _keep(cache: dict[_K, _V], key: _K, value: _V, most: int) -> None:
+    """A full cache is begun anew: what is common is soon there again."""
+    if len(cache) >= most:
+        cache.clear()
+    cache[key] = value
 
 
 def digits(limits: Limits) -> int:
@@ -425,9 +436,7 @@ class Decoder(Reading):
         except UnicodeDecodeError:
             raise DecodeError("a symbol is not well-formed UTF-8", start) from None
         if len(raw) <= _MAX_SYMBOL_BYTES:
-            if len(_symbols) >= _MAX_SYMBOLS:
-                _symbols.clear()
-            _symbols[raw] = symbol
+            _keep(_symbols, raw, symbol, _MAX_SYMBOLS)
         return symbol
 
     def _key(self, raw: bytes, start: int) -> str:
@@ -435,9 +444,7 @@ class Decoder(Reading):
             text = raw.decode()
         except UnicodeDecodeError:
             raise DecodeError("a string is not well-formed UTF-8", start) from None
-        if len(_texts) >= _MAX_SYMBOLS:
-            _texts.clear()
-        _texts[raw] = text
+        _keep(_texts, raw, text, _MAX_SYMBOLS)
         return text
 
     def _construct(self, items: list[object], outermost: bool) -> object:
@@ -490,9 +497,7 @@ class Decoder(Reading):
             common = common and len(encoded) <= _MAX_SYMBOL_BYTES
             keys.append(text)
         if common and keys:
-            if len(_ordered) >= _MAX_SHAPES:
-                _ordered.clear()
-            _ordered[keys[0]] = keys
+            _keep(_ordered, keys[0], keys, _MAX_SHAPES)
         return result
 
     def _struct_in_text_order(self, items: list[object], start: int) -> dict[str, object]:
@@ -542,9 +547,7 @@ def encoded_key(key: str) -> bytes:
     text = key.encode()
     encoded = b'%d"%b' % (len(text), text)
     if len(text) <= _MAX_SYMBOL_BYTES:
-        if len(_KEYS) >= _MAX_SYMBOLS:
-            _KEYS.clear()
-        _KEYS[key] = encoded
+        _keep(_KEYS, key, encoded, _MAX_SYMBOLS)
     return encoded
 
 
@@ -682,9 +685,7 @@ class Encoder(Writing):
         data = value.name.encode()
         encoded = b"%d'%b" % (len(data), data)
         if len(data) <= _MAX_SYMBOL_BYTES:
-            if len(_SYMBOL_BYTES) >= _MAX_SYMBOLS:
-                _SYMBOL_BYTES.clear()
-            _SYMBOL_BYTES[value] = encoded
+            _keep(_SYMBOL_BYTES, value, encoded, _MAX_SYMBOLS)
         return encoded
 
     def _struct(self, value: dict[object, object], depth: int) -> None:
@@ -729,9 +730,7 @@ class Encoder(Writing):
             keys.sort()
         ordered = [(encoded, members[encoded]) for encoded in keys]
         if common:
-            if len(_SHAPES) >= _MAX_SHAPES:
-                _SHAPES.clear()
-            _SHAPES[shape] = ordered
+            _keep(_SHAPES, shape, ordered, _MAX_SHAPES)
         return ordered
 
     def _key(self, key: object) -> bytes:

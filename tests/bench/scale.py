@@ -20,6 +20,7 @@ import ocapn
 from ocapn import E, send_only
 from tests.bench.calls import outstanding, sequential
 from tests.bench.figures import ROUNDS, Figure, rate, served, thousands
+from tests.bench.server import LIMITS, Served
 
 #: References that are held: few, and many.
 REFERENCES: Final = (100, 1_000_000)
@@ -28,8 +29,6 @@ SESSIONS: Final = 5_000
 WEIGHED: Final = 200
 #: Bytes of a message of bulk data.
 BULK: Final = 64_000
-#: Of all processes that are measured against.
-LIMITS: Final = ocapn.Limits(slots=1_200_000)
 #: Bytes that a live reference, and an idle session, should take at most on one side.
 REFERENCE_BYTES: Final = 400
 SESSION_BYTES: Final = 20_000
@@ -82,12 +81,6 @@ async def references(uri: str, server: int, scale: float) -> dict[str, Figure]:
     }
 
 
-class Hub(ocapn.Target):
-    @ocapn.method
-    def echo(self, *values: object) -> list[object]:
-        return list(values)
-
-
 async def in_turn(refs: Sequence[Any], count: int) -> None:
     """One call after another, ten in each session: what tells of garbage is for as many calls as in one session."""
     for number in range(count // 10):
@@ -124,7 +117,7 @@ async def sessions(scale: float) -> Figure:
     count = int(5000 * scale)
     many = int(SESSIONS * scale)
     async with leaves() as (hub, more):
-        sturdyref = hub.export(Hub())
+        sturdyref = hub.export(Served())
         refs = [await peer.enliven(sturdyref) for peer in await more(1)]
         baselines = await rounds(count, partial(in_turn, refs))
         refs += [await peer.enliven(sturdyref) for peer in await more(many - 1)]
@@ -138,7 +131,7 @@ async def sessions(scale: float) -> Figure:
 async def weight() -> Figure:
     """Bytes of an idle session on one side, its connection included."""
     async with leaves() as (hub, more):
-        sturdyref = hub.export(Hub())
+        sturdyref = hub.export(Served())
         peers = await more(2 * WEIGHED)
         refs = [await peer.enliven(sturdyref) for peer in peers[:WEIGHED]]
         await trio.sleep(1)

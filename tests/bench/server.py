@@ -20,8 +20,10 @@ from ocapn.netlayers.websocket import WebSocketNetlayer
 from ocapn.relay import Relay, RelayLimits
 from tests.bench.kept import Counter
 from tests.bench.large import Maker
-from tests.bench.scale import LIMITS
 from tests.netlayers.tor import fake_tor
+
+#: With room for a million references.
+LIMITS: Final = ocapn.Limits(slots=1_200_000)
 
 
 class Served(ocapn.Target):

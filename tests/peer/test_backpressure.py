@@ -308,17 +308,6 @@ async def test_much_that_is_sent_at_once_goes_out_meanwhile() -> None:
 
 
 @trio_test_real
-async def test_answers_that_come_together_all_go_out() -> None:
-    """Though they are handed to the network in parts, and nothing follows."""
-    dials = ocapn.TcpTestingNetlayer(listen=False)
-    async with ocapn.open_peer([ocapn.TcpTestingNetlayer()]) as a, ocapn.open_peer([dials]) as b:
-        ref = await b.enliven(a.export(Echo()))
-        for size in (10_000, 100_000):
-            answers = [E(ref).echo(bytes(size)) for _ in range(100)]
-            assert [len(await answer) for answer in answers] == [size] * 100
-
-
-@trio_test_real
 async def test_the_connection_breaks_under_a_method_that_sends_much() -> None:
     class Pusher(Target):
         @method
