@@ -66,11 +66,8 @@ def extensions() -> list[Extension]:
             raise
         not_compiled(str(error))
         return []
-    modules = [
-        path
-        for path in sorted([*glob("ocapn/codec/*.py"), *glob("ocapn/captp/*.py"), "ocapn/sending.py"])
-        if Path(path).name not in INTERPRETED
-    ]
+    paths = [*glob("ocapn/codec/*.py"), *glob("ocapn/captp/*.py"), "ocapn/calling.py", "ocapn/sending.py"]
+    modules = [path for path in sorted(paths) if Path(path).name not in INTERPRETED]
     try:
         return mypycify(
             ["--explicit-package-bases", *modules],

@@ -69,8 +69,8 @@ class Owner(Protocol):
     async def settled(self) -> None:
         """Returns when all that has happened so far is on disk, if it is kept."""
 
-    def pump(self, ran: int = 0) -> None:
-        """Runs turns, and sends what came of them. So many less as have `ran` in this pass of the loop."""
+    def pump(self) -> None:
+        """Runs turns, and sends what came of them."""
 
     def established(self, connection: Connection) -> None:
         """The connection has become a session."""
@@ -128,7 +128,6 @@ class Connection:
         self.attempt = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
         self._reading = trio.CancelScope()
-        self._ran = 0  # turns, in this pass of the loop
         self._read_room = Wakeup()
 
     # The handshake
@@ -376,13 +375,13 @@ class Connection:
                     first = next(i for i, message in enumerate(messages) if not is_ack(message)) + 1
                     messages, rest = messages[:first], messages[first:]
                 peer.busy = True  # `pump` follows: nobody has to be woken for it
-                self._ran = 0
                 try:
-                    self._receive(session, messages)
-                    self._early += rest
+                    with peer.turns:
+                        taken = peer.node.receive(session, messages, peer.limits.slice_turns)
+                    self._early = messages[taken:] + rest
                 finally:
                     peer.busy = False
-                    peer.pump(self._ran)
+                    peer.pump()
                 del messages  # while this waits for more, which may be long
                 self.public.make_room()
                 while self._full():
@@ -410,25 +409,6 @@ class Connection:
         except BaseException:  # the session goes on on another connection
             keeper.spared(session)
             raise
-
-    def _receive(self, session: CoreSession, messages: list[bytes]) -> None:
-        """Each message has its turn while it is at hand."""
-        node = self.peer.node
-        most = self.peer.limits.slice_turns
-        with self.peer.turns:
-            if node.keeper is None:
-                for message in messages:
-                    session.receive(message)
-                    if node.turns and self._ran < most:
-                        self._ran += node.run(1)
-                return
-            # What is committed with a frame is what came of it: turns that are left would have to be kept.
-            for number, message in enumerate(messages):
-                session.receive(message)
-                node.run(most)
-                if node.turns:
-                    self._early = messages[number + 1 :]
-                    return
 
     async def _write(self, session: CoreSession) -> None:
         """Writes until there is nothing left to write. Runs only while the transport cannot take all at once."""

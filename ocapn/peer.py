@@ -16,10 +16,11 @@ from typing import Any, Final, Literal, cast, final, overload
 import trio
 
 from ocapn.accepting import Acceptor
+from ocapn.calling import Caller
 from ocapn.captp.bootstrap import FETCH
 from ocapn.captp.handles import LocalTarget, PromiseHandle, RefHandle
 from ocapn.captp.node import Introduction, Node, Turn
-from ocapn.captp.passing import copy_result, describe
+from ocapn.captp.passing import describe
 from ocapn.captp.port import Baggage, SetAside
 from ocapn.captp.resume import Refusal
 from ocapn.captp.session import Session as CoreSession
@@ -36,7 +37,7 @@ from ocapn.netlayers.base import Netlayer
 from ocapn.policies import Reconnect
 from ocapn.promise import Promise
 from ocapn.reconcile import RestoredSession, facts
-from ocapn.references import Ref, Target, current_caller, current_node
+from ocapn.references import Ref, current_caller, current_node
 from ocapn.registry import Registry
 from ocapn.sessions import Keeping, Session
 from ocapn.storage.backend import AsyncStorageBackend, StorageBackend, StorageStats
@@ -101,7 +102,7 @@ class Peer:
             random=secrets.token_bytes,
             make_ref=Ref,
             make_promise=Promise,
-            invoke=self._invoke,
+            invoke=Caller(limits, self._start).call,
             connect=self._dialler.connect,
             wake=self._wake,
             wake_from_finaliser=self._wake_from_finaliser,
@@ -287,14 +288,15 @@ class Peer:
         self._wake_queued = False
         self._wakeup.set()
 
-    def pump(self, ran: int = 0) -> None:
-        """Runs a slice of turns, less those that `ran` in this pass already, and sends and tells what came of it."""
+    def pump(self) -> None:
+        """Runs a slice of turns, less those that messages had as they came, and sends and tells what came of it."""
         if self.busy:
             return
         node = self._node
         self.busy = True
         try:
             with self.turns:
+                ran, node.ran = node.ran, 0
                 if node.turns:
                     node.run(self.limits.slice_turns - ran)
                 node.collect()
@@ -354,22 +356,8 @@ class Peer:
             await self._keeping.sweep()
             self.pump()
 
-    def _invoke(self, turn: Turn) -> object:
-        target = turn.target
-        assert isinstance(target, Target)
-        current_caller.set(turn.source)
-        try:
-            result = target._ocapn_call(turn.args)
-        finally:
-            current_caller.set(None)
-        kind = type(result)
-        if result is None or kind is int or kind is str or kind is bool:
-            return result
-        if kind is CoroutineType:
-            return self._methods.start(cast("CoroutineType[Any, Any, object]", result), turn)
-        if isinstance(result, (PromiseHandle, RefHandle, LocalTarget)):
-            return result
-        return copy_result(result, self.limits)
+    def _start(self, coroutine: CoroutineType[Any, Any, object], turn: Turn) -> object:
+        return self._methods.start(coroutine, turn)
 
     # Sessions
 

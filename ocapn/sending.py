@@ -35,10 +35,6 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-#: Bytes that wait for the next pass of the loop: with more, what was sent goes out at once, and the other side begins
-#: with it while this one goes on.
-_MUCH: Final = 1 << 15
-
 _names: Final[dict[str, Symbol]] = {}
 
 
@@ -89,14 +85,14 @@ def _explained(error: NotPassable, args: list[object], named: bool, node: Node) 
 
 def _deliver(session: Session, recipient: bytes, args: list[object]) -> RemoteVow:
     question = session.deliver(recipient, args)
-    if session.outbox.fresh >= _MUCH:
+    if session.outbox.much:
         session.node.hasten(session)
     return question
 
 
 def _deliver_only(session: Session, recipient: bytes, args: list[object]) -> None:
     session.deliver_only(recipient, args)
-    if session.outbox.fresh >= _MUCH:
+    if session.outbox.much:
         session.node.hasten(session)
 
 

@@ -200,6 +200,7 @@ class Node:
         #: Of those who wait for what this node has to show: called with the reason if it never will.
         self.awaiting: set[Callable[[BaseException], None]] = set()
         self.turns: deque[Turn] = deque()
+        self.ran = 0  # turns that messages had when they came; whoever runs others takes them off a slice
         self._held_back: dict[int, deque[Turn]] = {}
         self._finalised: deque[RemoteVow | Import] = deque()
         self._collecting = False  # `wake` was called for what is finalised
@@ -447,6 +448,26 @@ class Node:
     def _refuse(self, turn: Turn) -> None:
         if turn.answer is not None:
             turn.answer.break_with(SessionEnded("the peer was closed"))
+
+    def receive(self, session: Session, messages: list[bytes], most: int) -> int:
+        """Messages of a session, each with its turn while it is at hand, as long as `ran` is below `most`.
+
+        Says how many it took: with a keeper none after a turn that is left, which would have to be kept, as what is
+        committed with a frame is what came of it. Raises as `Session.receive`.
+        """
+        taken = 0
+        for message in messages:
+            taken += 1
+            session.receive(message)
+            if self.keeper is not None:
+                self.run(most)
+                if self.turns:
+                    break
+            elif self.turns and self.ran < most:
+                self.ran += self.run(1)
+                if session.outbox.much:
+                    self.hasten(session)
+        return taken
 
     def run(self, most: int) -> int:
         """Runs up to `most` turns; returns how many it ran."""

@@ -16,6 +16,9 @@ _BATCH: Final = 500
 #: Bytes that are handed to the network together, unless one message has more: what is made of them is made in one go,
 #: and nothing else runs meanwhile.
 _PART: Final = 1 << 18
+#: Bytes that wait for the end of a pass of the loop: with more, they go out at once, and the other side begins with
+#: them while this one goes on.
+_MUCH: Final = 1 << 13
 #: So much garbage goes with the next message; less waits a little, as it is dearer to send than to keep.
 _WORTH: Final = 100
 
@@ -232,6 +235,11 @@ class Outbox:
         """The network has taken these, which `take` returned."""
         self.frames -= len(messages)
         self.size -= sum(map(len, messages))
+
+    @property
+    def much(self) -> bool:
+        """Whether so much is here that it is to go out at once (`Node.hasten`)."""
+        return self.fresh >= _MUCH
 
     @property
     def full(self) -> bool:

@@ -15,6 +15,7 @@ from types import (
     MethodType,
     ModuleType,
 )
+from typing import Final
 
 from ocapn.captp.handles import LocalTarget, PromiseHandle, RefHandle
 from ocapn.codec.operations import Envelope
@@ -30,6 +31,8 @@ _INSIDE = 2
 _ATOMS = frozenset({bool, type(None), float, bytes, Symbol, NullType})
 #: Those that are no records on the wire, and so count for nothing in the nesting.
 _FLAT = frozenset({bool, float, bytes, Symbol})
+#: Integers below it are compared without being made objects, where this is compiled.
+_SHORT: Final = 1 << 60
 
 
 def copy_passable(value: object, limits: Limits, path: str = "", depth: int = 0) -> object:
@@ -95,24 +98,28 @@ def _copy(value: object, depth: int) -> object:
     """`copy_passable` for what is common and right, without keeping a path."""
     kind = type(value)
     if kind is str:
-        if value.isascii():  # type: ignore[attr-defined]
+        assert isinstance(value, str)
+        if value.isascii():
             return value
     elif kind is int:
-        if -(1 << 63) <= value < 1 << 63:  # type: ignore[operator]
+        assert isinstance(value, int)
+        if -_SHORT < value < _SHORT or -(1 << 63) <= value < 1 << 63:
             return value
-    elif kind in _ATOMS or isinstance(value, (LocalTarget, RefHandle, PromiseHandle)):
-        if depth > 0 or kind in _FLAT:
-            return value
+    elif kind is bool or kind is bytes or kind is Symbol or kind is float:
+        return value
     elif depth > 0:
         if kind is list or kind is tuple:
             return [_copy(member, depth - 1) for member in value]  # type: ignore[attr-defined]
         if kind is dict:
+            assert isinstance(value, dict)
             copy: dict[str, object] = {}
-            for key, member in value.items():  # type: ignore[attr-defined]
+            for key, member in value.items():
                 if type(key) is not str or not key.isascii():
                     raise _Uncommon
                 copy[key] = _copy(member, depth - 1)
             return copy
+        if value is None or kind is NullType or isinstance(value, (LocalTarget, RefHandle, PromiseHandle)):
+            return value
     raise _Uncommon
 
 

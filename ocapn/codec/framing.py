@@ -29,7 +29,17 @@ class Framer:
     `max_message` may be raised at any time: it is small until the peer has authenticated.
     """
 
-    __slots__ = ("_bare", "_buffer", "_failure", "_length", "_limits", "_undecided", "framing", "max_message")
+    __slots__ = (
+        "_bare",
+        "_buffer",
+        "_failure",
+        "_limits",
+        "_need",
+        "_partial",
+        "_undecided",
+        "framing",
+        "max_message",
+    )
 
     def __init__(self, limits: Limits, framing: str | None = None, max_message: int | None = None) -> None:
         if framing is not None and framing not in FRAMINGS:
@@ -38,24 +48,27 @@ class Framer:
         self.max_message = limits.frame if max_message is None else max_message
         self.framing = framing
         self._undecided = framing is None  # whether a comma may still turn `syrup` into `netstring`
-        self._buffer = bytearray()
-        self._bare: Decoder | None = None
+        self._buffer = b""  # what was not taken; or, of a frame that arrives in parts:
+        self._partial = bytearray()
+        self._need = 0  # how many bytes the next frame has, if that is known and not all are there
+        self._bare: Decoder | None = Decoder(limits) if framing == BARE else None
         self._failure: RemoteProtocolError | None = None
-        self._length = -1  # of the frame being read, -1 before its head is whole
 
     def feed(self, data: bytes) -> None:
         """Appends what arrived."""
         if self._bare is not None:
             self._bare.feed(data)
             return
-        buffer = self._buffer
-        buffer += data
-        if self.framing is None and self._length < 0 and buffer and buffer[0] == 60:
+        if self._buffer or self._partial:
+            self._partial += self._buffer
+            self._partial += data
+            self._buffer = b""
+        elif self.framing is None and data[:1] == b"<":
             self.framing = BARE
-        if self.framing == BARE:
             self._bare = Decoder(self._limits)
-            self._bare.feed(bytes(buffer))
-            buffer.clear()
+            self._bare.feed(data)
+        else:
+            self._buffer = data
 
     def take(self, most: int) -> list[bytes]:
         """Up to `most` whole messages. Raises RemoteProtocolError once those before the error are taken."""
@@ -85,44 +98,55 @@ class Framer:
             messages.append(found[1])
 
     def _take_frames(self, most: int, messages: list[bytes]) -> None:
+        if self._partial:
+            if len(self._partial) < self._need:
+                return
+            self._buffer = bytes(self._partial)
+            self._partial = bytearray()
         buffer = self._buffer
         size = len(buffer)
         pos = 0
+        tail = 1 if self.framing == NETSTRING else 0
+        self._need = 0
         while pos < size:
             if self._undecided and self.framing is not None:
                 # The byte after the first frame: a comma, or the head of the second.
                 self._undecided = False
                 if buffer[pos] == 44:
                     self.framing = NETSTRING
+                    tail = 1
                     pos += 1
                     continue
             if len(messages) >= most:
                 break
-            if self._length < 0:
-                colon = buffer.find(b":", pos, pos + 20)
-                head = bytes(buffer[pos : colon if colon >= 0 else min(size, pos + 20)])
-                if not head.isdigit() or (head[0] == 48 and len(head) > 1):
-                    raise RemoteProtocolError("a frame begins with its length in decimal digits and a colon")
-                if len(head) > 18 or int(head) > self.max_message:
-                    raise self._too_long()
-                if colon < 0:
+            length = 0
+            start = pos
+            while start < size:
+                digit = buffer[start]
+                if digit == 58 and start > pos:
                     break
-                self._length = int(head)
-                pos = colon + 1
-                if self._length == 0:
-                    raise RemoteProtocolError("an empty frame holds no message")
-            end = pos + self._length
-            tail = 1 if self.framing == NETSTRING else 0
+                if not 48 <= digit <= 57 or (start > pos and length == 0):
+                    raise RemoteProtocolError("a frame begins with its length in decimal digits and a colon")
+                length = 10 * length + digit - 48
+                if length > self.max_message:
+                    raise self._too_long()
+                start += 1
+            if start == size:
+                break
+            if length == 0:
+                raise RemoteProtocolError("an empty frame holds no message")
+            start += 1
+            end = start + length
             if end + tail > size:
+                self._need = end + tail - pos
                 break
             if tail and buffer[end] != 44:
                 raise RemoteProtocolError("a netstring ends with a comma")
-            messages.append(bytes(buffer[pos:end]))
+            messages.append(buffer[start:end])
             pos = end + tail
-            self._length = -1
             if self.framing is None:
                 self.framing = SYRUP  # unless the byte after this frame turns out to be a comma
-        del buffer[:pos]
+        self._buffer = buffer[pos:]
 
     def _too_long(self) -> RemoteProtocolError:
         return RemoteProtocolError(f"a message of more than {self.max_message} bytes")
@@ -132,7 +156,7 @@ class Framer:
         """Bytes of an unfinished message that have arrived, with its frame's head."""
         if self._bare is not None:
             return self._bare.pending
-        return len(self._buffer) + (len(b"%d:" % self._length) if self._length >= 0 else 0)
+        return len(self._buffer) + len(self._partial)
 
     def frame(self, messages: list[bytes]) -> bytes:
         """The bytes that carry `messages`, in the connection's framing; Syrup frames until it is known."""
