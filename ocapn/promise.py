@@ -12,6 +12,8 @@ from threading import get_ident
 from typing import Any, Final, cast, final
 
 import trio
+from trio import current_time
+from trio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ocapn.captp.delivery import FULFILLED, PENDING, Vow, crossing, error_of
 from ocapn.captp.handles import PromiseHandle, RefHandle, Waiting
@@ -34,7 +36,7 @@ from ocapn.sending import (
 
 #: So many settled promises a task awaits without letting others run, as a pass of the loop takes longer than all of
 #: them; unless it has had the loop for so long, in seconds.
-_IN_A_ROW: Final = 15
+_IN_A_ROW: Final = 63
 _LONG: Final = 0.001
 #: How many are left of those, and when the time is over.
 _left: Final = ContextVar("ocapn.left", default=(0, 0.0))
@@ -98,18 +100,7 @@ async def waited(node: Node, event: trio.Event) -> None:
 
 
 def _others_ran() -> None:
-    _left.set((_IN_A_ROW, trio.current_time() + _LONG))
-
-
-async def _checkpoint() -> None:
-    """What is awaited is there already."""
-    left, until = _left.get()
-    if left and trio.current_time() < until:
-        _left.set((left - 1, until))
-        await trio.lowlevel.checkpoint_if_cancelled()
-    else:
-        await trio.lowlevel.checkpoint()
-        _others_ran()
+    _left.set((_IN_A_ROW, current_time() + _LONG))
 
 
 @final
@@ -117,7 +108,7 @@ class Promise(PromiseHandle):
     """The answer to a send, or any other value that is not known yet.
 
     `await p` gives the value, or raises what broke it. It is a checkpoint; of settled promises that a task awaits one
-    after the other, each is a point at which it may be cancelled, and every sixteenth lets others run, or the first
+    after the other, each is a point at which it may be cancelled, and every 64th lets others run, or the first
     after a millisecond. `p.name(args)`, `p(args)` and `p["name"](args)` send to what it will become. Dropping the last
     reference to a promise gives up the interest in it.
     """
@@ -156,7 +147,13 @@ class Promise(PromiseHandle):
             _others_ran()
             vow = self._vow.end()
         elif not node.uncommitted():
-            yield from _checkpoint().__await__()
+            left, until = _left.get()
+            if left and current_time() < until:
+                _left.set((left - 1, until))
+                yield from checkpoint_if_cancelled().__await__()
+            else:
+                yield from checkpoint().__await__()
+                _others_ran()
         else:  # what settled it may not be on disk yet
             committed = trio.Event()
             node.event(committed.set)

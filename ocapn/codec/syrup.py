@@ -27,6 +27,7 @@ _LIST: Final = 0
 _RECORD: Final = 1
 _STRUCT: Final = 2
 _TOP: Final = 3
+_UNORDERED: Final = 4  # a struct whose keys are not in Syrup's order
 _CLOSERS: Final = ("]", ">", "}")
 #: A length has at most this many digits: 10^18 is beyond any limit on frames.
 _LENGTH_DIGITS: Final = 18
@@ -85,10 +86,6 @@ _MAX_SYMBOLS: Final = 2048
 #: Symbols whose names have more bytes are not kept, so that a peer cannot fill the caches with long ones.
 _MAX_SYMBOL_BYTES: Final = 64
 
-#: The common keys of structs, by what stands for them: saves making a str of each, and its hash. Bounded as those are.
-_texts: Final[dict[bytes, str]] = {}
-#: The keys of structs that have arrived in Syrup's order, by the first: of two with the same first, the last.
-_ordered: Final[dict[str, list[str]]] = {}
 _MAX_SHAPES: Final = 512
 #: Structs of more members are looked at each time.
 _MAX_MEMBERS: Final = 16
@@ -112,6 +109,28 @@ def digits(limits: Limits) -> int:
 
 
 @final
+class _Key:
+    """A key of structs, and how it is encoded. `next`, if any, is the one that last came after it, in Syrup's order.
+
+    Structs are of few shapes: of most keys the bytes are compared with what is expected, and nothing is made of them.
+    """
+
+    __slots__ = ("encoded", "next", "text")
+
+    def __init__(self, text: str, encoded: bytes) -> None:
+        self.text = text
+        self.encoded = encoded
+        self.next: _Key | None = None
+
+
+#: The common keys, by their text. Bounded as the symbols are.
+_keys: Final[dict[bytes, _Key]] = {}
+#: What stands before the first key of a struct.
+_START: Final = _Key("", b"")
+_NO_MEMBERS: Final[dict[str, object]] = {}
+
+
+@final
 class Decoder(Reading):
     """Decodes values from a buffer that grows (`feed`), or from whole messages (`decode`)."""
 
@@ -121,10 +140,14 @@ class Decoder(Reading):
         "_chunks",
         "_depth_limit",
         "_digit_limit",
+        "_expects_key",
         "_failure",
         "_fed",
         "_items",
+        "_key",
+        "_keys",
         "_kind",
+        "_members",
         "_need",
         "_places",
         "_pos",
@@ -133,6 +156,7 @@ class Decoder(Reading):
         "_records",
         "_stack",
         "_start",
+        "_structs",
         "_text_order_allowed",
     )
 
@@ -155,8 +179,15 @@ class Decoder(Reading):
         self._start = 0
         self._kind: int = _TOP
         self._items: list[object] = []
-        self._stack: list[list[object]] = []  # of the containers around: what they hold so far
-        self._places: list[int] = []  # and four times where they begin, and their kind
+        # Of a struct: its members so far, the last key, and whether another comes next or its value does.
+        self._members = _NO_MEMBERS
+        self._key = _START
+        self._expects_key = False
+        # Of the containers around: what they hold so far, and eight times where they begin, and their kind.
+        self._stack: list[list[object]] = []
+        self._structs: list[dict[str, object]] = []
+        self._keys: list[_Key] = []
+        self._places: list[int] = []
         self._record_start = 0
         self._failure: DecodeError | None = None
 
@@ -181,9 +212,9 @@ class Decoder(Reading):
             # A decoder waits for the next message, and that may be long: it keeps nothing of this one.
             self._buffer = b""
             items.clear()
-            if self._stack:
-                self._stack = []
-                self._places = []
+            if self._places:
+                self._members = _NO_MEMBERS
+                self._stack, self._structs, self._keys, self._places = [], [], [], []
 
     # A growing buffer
 
@@ -250,6 +281,9 @@ class Decoder(Reading):
         pos = self._pos
         items = self._items
         kind = self._kind
+        members, self._members = self._members, _NO_MEMBERS
+        key = self._key
+        expects_key = self._expects_key
         stack = self._stack
         places = self._places
         quick = self._quick_digits
@@ -259,6 +293,15 @@ class Decoder(Reading):
             if pos >= end:
                 need = pos + 1
                 break
+            if kind == _STRUCT and expects_key:
+                expected = key.next
+                if expected is not None:
+                    stop = pos + len(expected.encoded)
+                    if buffer[pos:stop] == expected.encoded:
+                        key = expected
+                        expects_key = False
+                        pos = stop
+                        continue
             start = pos
             c = buffer[pos]
             pos += 1
@@ -306,10 +349,19 @@ class Decoder(Reading):
                         need = stop
                         break
                     if d == 34:  # "
-                        if kind == _STRUCT and n <= _MAX_SYMBOL_BYTES and not len(items) & 1:
+                        if kind == _STRUCT and expects_key:
                             raw = buffer[pos:stop]
-                            text = _texts.get(raw)
-                            items.append(self._key(raw, start) if text is None else text)
+                            known = _keys.get(raw)
+                            after = self._new_key(raw, start) if known is None else known
+                            if key.encoded < after.encoded:
+                                if n <= _MAX_SYMBOL_BYTES and len(members) < _MAX_MEMBERS:
+                                    key.next = after
+                                key = after
+                                expects_key = False
+                            else:
+                                kind = _UNORDERED
+                                items = [part for member in members.items() for part in member]
+                                items.append(after.text)
                             pos = stop
                             continue
                         try:
@@ -324,15 +376,27 @@ class Decoder(Reading):
                         value = buffer[pos:stop]
                     pos = stop
             elif c == 60 or c == 91 or c == 123:  # < [ {
-                if len(stack) >= self._depth_limit:
+                if len(places) >= self._depth_limit:
                     raise DecodeError(f"nested more than {self._depth_limit} deep", start)
                 descriptor = self._descriptor(pos, end) if descriptors and c == 60 and kind != _TOP else None
                 if descriptor is None:
-                    stack.append(items)
-                    places.append(self._start << 2 | kind)
+                    places.append(self._start << 3 | kind)
                     self._start = start
-                    items = []
-                    kind = _RECORD if c == 60 else _LIST if c == 91 else _STRUCT
+                    if kind == _STRUCT:
+                        if expects_key:
+                            raise DecodeError("a struct's key is a string", start)
+                        self._structs.append(members)
+                        self._keys.append(key)
+                    else:
+                        stack.append(items)
+                    if c == 123:
+                        kind = _STRUCT
+                        members = {}
+                        key = _START
+                        expects_key = True
+                    else:
+                        kind = _RECORD if c == 60 else _LIST
+                        items = []
                     continue
                 value = descriptor
                 pos = self._pos
@@ -344,16 +408,23 @@ class Decoder(Reading):
                 elif kind == _RECORD:
                     self._pos = pos
                     self._record_start = self._start
-                    value = self._construct(items, len(stack) == 1)
+                    value = self._construct(items, len(places) == 1)
+                elif not expects_key if kind == _STRUCT else len(items) & 1:
+                    raise DecodeError("a struct ends after a key that has no value", start)
+                elif kind == _STRUCT:
+                    value = members
                 else:
-                    if len(items) & 1:
-                        raise DecodeError("a struct ends after a key that has no value", start)
-                    value = self._struct(items, self._start)
+                    value = self._struct_in_text_order(items, self._start)
                 start = self._start
-                items = stack.pop()
                 place = places.pop()
-                kind = place & 3
-                self._start = place >> 2
+                kind = place & 7
+                self._start = place >> 3
+                if kind == _STRUCT:
+                    members = self._structs.pop()
+                    key = self._keys.pop()
+                    expects_key = False
+                else:
+                    items = stack.pop()
             elif c == 116:  # t
                 value = True
             elif c == 102:  # f
@@ -376,7 +447,13 @@ class Decoder(Reading):
                 raise DecodeError("single floats are not in the OCapN model", start)
             else:
                 raise DecodeError(f"no value begins with byte 0x{c:02x}", start)
-            if kind == _STRUCT and not len(items) & 1 and type(value) is not str:
+            if kind == _STRUCT:
+                if expects_key:
+                    raise DecodeError("a struct's key is a string", start)
+                members[key.text] = value
+                expects_key = True
+                continue
+            if kind == _UNORDERED and not len(items) & 1 and type(value) is not str:
                 raise DecodeError("a struct's key is a string", start)
             items.append(value)
             if kind == _TOP:
@@ -388,6 +465,9 @@ class Decoder(Reading):
         self._need = need
         self._items = items
         self._kind = kind
+        self._members = members
+        self._key = key
+        self._expects_key = expects_key
         return False
 
     def _descriptor(self, pos: int, end: int) -> Descriptor | None:
@@ -439,13 +519,14 @@ class Decoder(Reading):
             _keep(_symbols, raw, symbol, _MAX_SYMBOLS)
         return symbol
 
-    def _key(self, raw: bytes, start: int) -> str:
+    def _new_key(self, raw: bytes, start: int) -> _Key:
         try:
-            text = raw.decode()
+            key = _Key(raw.decode(), b'%d"%b' % (len(raw), raw))
         except UnicodeDecodeError:
             raise DecodeError("a string is not well-formed UTF-8", start) from None
-        _keep(_texts, raw, text, _MAX_SYMBOLS)
-        return text
+        if len(raw) <= _MAX_SYMBOL_BYTES:
+            _keep(_keys, raw, key, _MAX_SYMBOLS)
+        return key
 
     def _construct(self, items: list[object], outermost: bool) -> object:
         start = self._record_start
@@ -466,41 +547,8 @@ class Decoder(Reading):
         except ValueError as error:
             raise DecodeError(f"{label.name}: {str(error)[:200]}", start) from None
 
-    def _struct(self, items: list[object], start: int) -> dict[str, object]:
-        """A struct from keys and values in turn: in Syrup order, or in text order where that is allowed."""
-        result: dict[str, object] = {}
-        keys: list[str] = []
-        if items:
-            first = items[0]
-            assert type(first) is str
-            known = _ordered.get(first)
-            if known is not None and 2 * len(known) == len(items):
-                i = 0
-                for key in known:
-                    if items[i] is not key:  # common keys are one object
-                        break
-                    result[key] = items[i + 1]
-                    i += 2
-                else:
-                    return result
-        last = b""
-        common = len(items) <= 2 * _MAX_MEMBERS
-        for i in range(0, len(items), 2):
-            text = items[i]
-            assert type(text) is str
-            kept = _KEYS.get(text)
-            encoded = encoded_key(text) if kept is None else kept
-            if not last < encoded:
-                return self._struct_in_text_order(items, start)
-            last = encoded
-            result[text] = items[i + 1]
-            common = common and len(encoded) <= _MAX_SYMBOL_BYTES
-            keys.append(text)
-        if common and keys:
-            _keep(_ordered, keys[0], keys, _MAX_SHAPES)
-        return result
-
     def _struct_in_text_order(self, items: list[object], start: int) -> dict[str, object]:
+        """A struct from keys and values in turn, which are not in Syrup's order."""
         syrup_order = text_order = True
         last_encoded = last_text = b""
         last_length = -1

@@ -78,7 +78,7 @@ async def test_await_is_a_checkpoint() -> None:
         for settled in (fulfilled, broken):
             with trio.testing.assert_checkpoints(), suppress(RemoteError):
                 await settled
-            for _ in range(15):
+            for _ in range(63):
                 with suppress(RemoteError):
                     await settled
         ref = await far(a, b, Echo())
@@ -108,7 +108,7 @@ async def test_who_awaits_what_is_settled_lets_others_run() -> None:
                 await trio.lowlevel.checkpoint()
 
         nursery.start_soon(other)
-        for _ in range(21 * 16):
+        for _ in range(21 * 64):
             await promise
         assert ran == 20
 

@@ -538,17 +538,47 @@ def test_the_cache_of_keys_is_bounded() -> None:
     assert decode(encode({long: 1})) == {long: 1}
     assert long not in syrup._KEYS
     assert "bounded-5999" in syrup._KEYS
-    assert "bounded-5999" in syrup._texts.values()
-    assert long not in syrup._texts.values()
-    assert max(len(syrup._texts), len(syrup._ordered) * 4, len(syrup._SHAPES) * 4) <= 2048
-    assert syrup._ordered["bounded-5999"] == ["bounded-5999"]
+    assert max(len(syrup._keys), len(syrup._SHAPES) * 4) <= 2048
+    assert expected_keys()[:1] == ["bounded-5999"]
+    assert long.encode() not in syrup._keys
     assert ("bounded-5999",) in syrup._SHAPES
-    assert long not in syrup._ordered
     assert (long,) not in syrup._SHAPES
-    many = tuple(f"k{n:02}" for n in range(17))
+    many = tuple(f"k{n:02}" for n in range(20))
     assert decode(encode(dict.fromkeys(many, 1))) == dict.fromkeys(many, 1)
-    assert many[0] not in syrup._ordered
+    assert expected_keys() == list(many[:16])
     assert many not in syrup._SHAPES
+
+
+def expected_keys() -> list[str]:
+    """Those that the decoder expects of a struct, if each is as it expects."""
+    found = []
+    key = syrup._START.next
+    while key is not None:
+        found.append(key.text)
+        key = key.next
+    return found
+
+
+def test_the_keys_that_are_expected_are_bounded() -> None:
+    """Not even a peer that lets one lead to the next makes the decoder keep many."""
+    keys = [f"key-{n:05}" for n in range(6000)]
+    longest = 0
+    for n in range(5999, 0, -1):
+        decode(encode({keys[n - 1]: 1, keys[n]: 2}))
+        if n % 100 == 0:
+            first = expected_keys()
+            decode(encode(dict.fromkeys([*first[:15], keys[5999 - n]], 1)))
+            longest = max(longest, len(first), len(expected_keys()))
+    assert 1000 < longest <= 2048 + 16
+
+
+def test_a_message_that_ends_inside_a_struct_is_not_kept() -> None:
+    decoder = Decoder(LIMITS)
+    for data in (b'{1"a6:secret', b'{1"a6:secret1"b', b'{1"a6:secret1"bx'):
+        with pytest.raises(DecodeError):
+            decoder.decode(data)
+        assert decoder._members == {}
+        assert [decoder._structs, decoder._keys, decoder._places] == [[], [], []]
 
 
 def test_structs_whose_keys_are_known_are_encoded_as_others_are() -> None:
@@ -586,8 +616,8 @@ def test_structs_whose_keys_are_known_are_encoded_as_others_are() -> None:
         for _ in range(2):
             value = decode(data)
             assert encode(value) == data
-    syrup._ordered.clear()
-    syrup._texts.clear()
+    syrup._keys.clear()
+    syrup._START.next = None
     assert decode(b'{2"ka1+2"kb2+}') == {"ka": 1, "kb": 2}
     for _ in range(2):
         with pytest.raises(DecodeError, match="not in order"):
