@@ -66,7 +66,7 @@ def extensions() -> list[Extension]:
             raise
         not_compiled(str(error))
         return []
-    paths = [*glob("ocapn/codec/*.py"), *glob("ocapn/captp/*.py"), "ocapn/calling.py", "ocapn/sending.py"]
+    paths = [*glob("ocapn/codec/*.py"), *glob("ocapn/captp/*.py"), "ocapn/invoking.py", "ocapn/sending.py"]
     modules = [path for path in sorted(paths) if Path(path).name not in INTERPRETED]
     try:
         return mypycify(

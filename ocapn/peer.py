@@ -16,7 +16,6 @@ from typing import Any, Final, Literal, cast, final, overload
 import trio
 
 from ocapn.accepting import Acceptor
-from ocapn.calling import Caller
 from ocapn.captp.bootstrap import FETCH
 from ocapn.captp.handles import LocalTarget, PromiseHandle, RefHandle
 from ocapn.captp.node import Introduction, Node, Turn
@@ -29,6 +28,7 @@ from ocapn.commits import Commits
 from ocapn.connection import Connection, Wakeup
 from ocapn.dialling import Dialler
 from ocapn.errors import ConnectFailed, OCapNError, RemoteError, fresh
+from ocapn.invoking import Invoker
 from ocapn.leases import Lease
 from ocapn.limits import Limits
 from ocapn.methods import Methods, Turns
@@ -102,7 +102,7 @@ class Peer:
             random=secrets.token_bytes,
             make_ref=Ref,
             make_promise=Promise,
-            invoke=Caller(limits, self._start).call,
+            invoke=Invoker(limits, self._start).invoke,
             connect=self._dialler.connect,
             wake=self._wake,
             wake_from_finaliser=self._wake_from_finaliser,

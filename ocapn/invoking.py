@@ -15,11 +15,11 @@ from ocapn.captp.passing import copy_result
 from ocapn.limits import Limits
 from ocapn.references import Target, current_caller
 
-_say: Final = current_caller.set
+_set_caller: Final = current_caller.set
 
 
 @final
-class Caller:
+class Invoker:
     """Calls methods. `start` makes an `async` one a task, and returns LATER."""
 
     __slots__ = ("_limits", "_start")
@@ -30,15 +30,15 @@ class Caller:
         self._limits = limits
         self._start = start
 
-    def call(self, turn: Turn) -> object:
+    def invoke(self, turn: Turn) -> object:
         """`Node.invoke`."""
         target = turn.target
         assert isinstance(target, Target)
-        _say(turn.source)
+        _set_caller(turn.source)
         try:
             result = target._ocapn_call(turn.args)
         finally:
-            _say(None)
+            _set_caller(None)
         kind = type(result)
         if result is None or kind is int or kind is str or kind is bool:
             return result
