@@ -231,9 +231,14 @@ def _deliver(items: list[object], decoder: Reading) -> Deliver:
     elif type(answer) is not int or not 0 <= answer <= MAX_POSITION:
         raise ValueError("an answer position is an integer from 0 to 2^63 - 1, or f")
     resolver = items[4]
-    if resolver is False:
-        return Deliver(to, args, answer, None, decoder.references > 1, False)
-    return Deliver(to, args, answer, _resolver(resolver), decoder.references > 2, False)
+    return _delivery(to, args, answer, None if resolver is False else _resolver(resolver), decoder.references)
+
+
+def _delivery(
+    to: Descriptor, args: list[object], answer: int, resolver: Descriptor | None, references: int
+) -> Deliver:
+    """An op:deliver with so many references in all."""
+    return Deliver(to, args, answer, resolver, references > (1 if resolver is None else 2), False)
 
 
 def _deliver_only(items: list[object], decoder: Reading) -> Deliver:
@@ -474,7 +479,7 @@ _OPERATIONS: Final[dict[Symbol, Constructor]] = {
 }
 
 #: What a session reads: operations outside, values and descriptors inside.
-OPERATIONS: Final = Records(_OPERATIONS, _VALUES, descriptors=True)
+OPERATIONS: Final = Records(_OPERATIONS, _VALUES, descriptors=True, deliver=_delivery)
 #: Values as they are passed, descriptors included, without an operation around them.
 PASSABLES: Final = Records(_VALUES, _VALUES, descriptors=True)
 

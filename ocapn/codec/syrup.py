@@ -15,7 +15,7 @@ from struct import Struct as _Packer
 from typing import Final, TypeVar, final
 
 from ocapn.codec.base import Reading, Writing
-from ocapn.codec.descriptors import DESCRIPTOR_LABELS, Descriptor, descriptor_bytes
+from ocapn.codec.descriptors import DESCRIPTOR_LABELS, EXPORT, PROMISE, Descriptor, descriptor_bytes
 from ocapn.errors import DecodeError, NotPassable, RemoteError
 from ocapn.limits import Limits
 from ocapn.model.locators import PeerLocator, SturdyRef
@@ -62,20 +62,26 @@ class Records:
     """Constructors by label: `messages` for the outermost record, `values` for those inside it.
 
     `descriptors`: whether `values` makes a Descriptor of each descriptor, and counts it; then the decoder need not ask.
+    `deliver` makes what `messages` does of an op:deliver: of its fields, -1 for no answer, and how many references it
+    has.
     """
 
-    __slots__ = ("descriptors", "messages", "values")
+    __slots__ = ("deliver", "descriptors", "messages", "values")
 
     def __init__(
         self,
         messages: dict[Symbol, Constructor] | None,
         values: dict[Symbol, Constructor] | None,
         descriptors: bool = False,
+        deliver: Callable[[Descriptor, list[object], int, Descriptor | None, int], object] | None = None,
     ) -> None:
         self.messages = messages
         self.values = values
         self.descriptors = descriptors
+        self.deliver = deliver
 
+
+_DELIVER: Final = b"<10'op:deliver<"
 
 #: Every record as it stands: for tools that print Syrup, not for CapTP.
 ANY_RECORD: Final = Records(None, None)
@@ -201,6 +207,12 @@ class Decoder(Reading):
         items: list[object] = []
         self._items = items
         try:
+            if self._records.deliver is not None and data[:15] == _DELIVER:
+                operation = self._deliver(items)
+                if operation is not None:
+                    return operation
+                self._pos = 0
+                self.references = 0
             if not self._parse():
                 if not data:
                     raise DecodeError("there is nothing: a message has at least one byte", 0)
@@ -215,6 +227,44 @@ class Decoder(Reading):
             if self._places:
                 self._members = _NO_MEMBERS
                 self._stack, self._structs, self._keys, self._places = [], [], [], []
+
+    def _deliver(self, items: list[object]) -> object | None:
+        """An op:deliver, as most messages are, without a look at what it could be else; None if it is not quite so."""
+        make = self._records.deliver
+        data = self._buffer
+        end = len(data)
+        to = self._descriptor(len(_DELIVER), end)
+        pos = self._pos
+        if make is None or to is None or to.kind < EXPORT or self._depth_limit < 2:
+            return None
+        if pos >= end or data[pos] != 91:
+            return None
+        self._places.append(0)  # the record that this is
+        if not self._parse():
+            raise DecodeError("the message ends inside a value", end)
+        self._places.pop()
+        args = items.pop()
+        assert isinstance(args, list)
+        pos = self._pos
+        answer = -1
+        if pos < end and data[pos] == 102:
+            pos += 1
+        else:
+            answer = self._small(pos, end)
+            if answer < 0:
+                return None
+            pos = self._pos
+        resolver: Descriptor | None = None
+        if pos < end and data[pos] == 102:
+            pos += 1
+        else:
+            resolver = self._descriptor(pos + 1, end) if pos < end and data[pos] == 60 else None
+            if resolver is None or resolver.kind > PROMISE:
+                return None
+            pos = self._pos
+        if pos != end - 1 or data[pos] != 62:
+            return None
+        return make(to, args, answer, resolver, self.references)
 
     # A growing buffer
 
@@ -480,8 +530,18 @@ class Decoder(Reading):
         kind = DESCRIPTOR_LABELS.get(buffer[pos:first], -1)
         if kind < 0:
             return None
+        n = self._small(first, end)
+        if n < 0 or self._pos >= end or buffer[self._pos] != 62:
+            return None
+        self.references += 1
+        self._pos += 1
+        return Descriptor(kind, n)
+
+    def _small(self, first: int, end: int) -> int:
+        """The integer that begins at `first`, if it has few digits and no minus; then `_pos` is behind it. Else -1."""
+        buffer = self._buffer
         pos = first
-        most = min(first + self._quick_digits, end - 2)
+        most = min(first + self._quick_digits, end - 1)
         n = 0
         while pos < most:
             d = buffer[pos]
@@ -489,13 +549,10 @@ class Decoder(Reading):
                 break
             n = n * 10 + d - 48
             pos += 1
-        if pos == first or (buffer[first] == 48 and pos > first + 1):
-            return None
-        if buffer[pos] != 43 or buffer[pos + 1] != 62:
-            return None
-        self.references += 1
-        self._pos = pos + 2
-        return Descriptor(kind, n)
+        if pos == first or buffer[pos] != 43 or (buffer[first] == 48 and pos > first + 1):
+            return -1
+        self._pos = pos + 1
+        return n
 
     def _too_many_digits(self) -> str:
         return f"an integer of more than {self._digit_limit} digits"

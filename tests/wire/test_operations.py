@@ -648,7 +648,7 @@ def test_descriptors_are_read_back(kind: int) -> None:
     assert Descriptor(kind, 1) != Descriptor((kind + 1) % 4, 1)
 
 
-#: As OPERATIONS, without what the decoder knows of descriptors by itself.
+#: As OPERATIONS, without what the decoder knows of descriptors and op:deliver by itself.
 ASKS: Final = Records(OPERATIONS.messages, OPERATIONS.values)
 
 
@@ -685,12 +685,29 @@ def outcome(data: bytes, records: Records, limits: Limits) -> tuple[str, int]:
     st.integers(min_value=0, max_value=200),
     st.integers(min_value=0, max_value=255),
     st.booleans(),
-    st.sampled_from([Limits(), Limits(nesting=2), Limits(nesting=3), Limits(integer_digits=4)]),
+    st.tuples(
+        st.sampled_from([*(descriptor_bytes(kind, 5) for kind in range(4)), b"f", b"<4'void>"]),
+        st.sampled_from([b"1+", b"f", b"0+", b"01+", b"12345678+", b"123456789+", b"1-", b"t", b"1+1+", b""]),
+        st.sampled_from(
+            [RESOLVER, *(descriptor_bytes(kind, 6) for kind in range(4)), b"f", b"t", b"ff", b""]
+        ),
+    ),
+    st.sampled_from([b"", b">", b"f"]),
+    st.sampled_from(
+        [Limits(), Limits(nesting=1), Limits(nesting=2), Limits(nesting=3), Limits(integer_digits=4)]
+    ),
 )
-def test_descriptors_are_read_as_other_records_are(
-    parts: list[bytes], place: int, byte: int, damage: bool, limits: Limits
+def test_what_is_common_is_read_as_other_records_are(
+    parts: list[bytes],
+    place: int,
+    byte: int,
+    damage: bool,
+    fields: tuple[bytes, bytes, bytes],
+    more: bytes,
+    limits: Limits,
 ) -> None:
-    data = record("op:deliver", descriptor_bytes(EXPORT, 5), b"[%b]" % b"".join(parts), b"1+", RESOLVER)
+    to, answer, resolver = fields
+    data = record("op:deliver", to, b"[%b]" % b"".join(parts), answer, resolver) + more
     if damage and place < len(data):
         data = data[:place] + bytes([byte]) + data[place + 1 :]
     assert outcome(data, OPERATIONS, limits) == outcome(data, ASKS, limits)
