@@ -7,7 +7,6 @@ sending and awaiting is a function here.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextvars import ContextVar
 from threading import get_ident
 from typing import Any, Final, cast, final
 
@@ -34,12 +33,10 @@ from ocapn.sending import (
     symbol_of,
 )
 
-#: So many settled promises a task awaits without letting others run, as a pass of the loop takes longer than all of
-#: them; unless it has had the loop for so long, in seconds.
+#: So many settled promises are awaited before others run, as a pass of the loop takes longer than a few of them; unless
+#: that takes so long, in seconds.
 _IN_A_ROW: Final = 63
 _LONG: Final = 0.001
-#: How many are left of those, and when the time is over.
-_left: Final = ContextVar("ocapn.left", default=(0, 0.0))
 
 
 class _Waiter(Waiting):
@@ -99,8 +96,9 @@ async def waited(node: Node, event: trio.Event) -> None:
         raise fresh(lost[0])
 
 
-def _others_ran() -> None:
-    _left.set((_IN_A_ROW, current_time() + _LONG))
+def _others_ran(node: Node) -> None:
+    node.awaits_left = _IN_A_ROW
+    node.awaits_until = current_time() + _LONG
 
 
 @final
@@ -144,16 +142,15 @@ class Promise(PromiseHandle):
                 return trio.lowlevel.Abort.SUCCEEDED
 
             yield from waiter.wait(node, abort)
-            _others_ran()
+            _others_ran(node)
             vow = self._vow.end()
-        elif not node.uncommitted():
-            left, until = _left.get()
-            if left and current_time() < until:
-                _left.set((left - 1, until))
+        elif node.keeper is None or not node.uncommitted():
+            if node.awaits_left and current_time() < node.awaits_until:
+                node.awaits_left -= 1
                 yield from checkpoint_if_cancelled().__await__()
             else:
                 yield from checkpoint().__await__()
-                _others_ran()
+                _others_ran(node)
         else:  # what settled it may not be on disk yet
             committed = trio.Event()
             node.event(committed.set)

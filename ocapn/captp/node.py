@@ -201,6 +201,9 @@ class Node:
         self.awaiting: set[Callable[[BaseException], None]] = set()
         self.turns: deque[Turn] = deque()
         self.ran = 0  # turns that messages had when they came; whoever runs others takes them off a slice
+        #: How many settled promises may still be awaited before others run, and until when (`ocapn.promise`).
+        self.awaits_left = 0
+        self.awaits_until = 0.0
         self._held_back: dict[int, deque[Turn]] = {}
         self._finalised: deque[RemoteVow | Import] = deque()
         self._collecting = False  # `wake` was called for what is finalised
