@@ -315,7 +315,7 @@ class SessionKeeper:
             self._baggage.remove("outbox", session_id + number_key(first))
         fresh = frames.sent - max(stored.sent, frames.acked)
         if fresh > 0:
-            messages = list(islice(reversed(frames.kept), fresh))
+            messages = [message for message, _ in islice(reversed(frames.kept), fresh)]
             first = frames.sent - fresh + 1
             self._baggage.put("outbox", session_id + number_key(first), pack_frames(messages[::-1]))
             rows.append((first, frames.sent))

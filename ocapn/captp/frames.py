@@ -92,8 +92,8 @@ def read_terms(value: object) -> Terms | None:
 class Frames:
     """The frames of one session, both ways.
 
-    Ours: `sent` and `acked` count them; those between are in `kept` (the digest up to each in `_digests`), and have
-    `size` bytes. Theirs: `taken` counts those that were received here, `committed` those of them that no crash undoes.
+    Ours: `sent` and `acked` count them; those between are in `kept`, with the digest up to each, and have `size`
+    bytes. Theirs: `taken` counts those that were received here, `committed` those of them that no crash undoes.
     Of the present connection: `heard` is the last acknowledgement that came, None before the first; `told` the last
     that was given, at `told_at`.
 
@@ -103,7 +103,6 @@ class Frames:
     __slots__ = (
         "_committed",
         "_committed_sent",
-        "_digests",
         "_next",
         "acked",
         "acked_digest",
@@ -138,8 +137,7 @@ class Frames:
         self.proven = 0  # the epoch that the peer is known to have committed
         self.sent = 0
         self.acked = 0
-        self.kept: deque[bytes] = deque()
-        self._digests: deque[bytes] = deque()
+        self.kept: deque[tuple[bytes, bytes]] = deque()
         self.size = 0
         self.acked_digest = self.sent_digest = _first_digest(session, own_id)
         self.taken = 0
@@ -167,24 +165,24 @@ class Frames:
     def _keep(self, message: bytes) -> None:
         self.sent += 1
         digest = self.sent_digest = sha256(self.sent_digest + message).digest()
-        self.kept.append(message)
-        self._digests.append(digest)
+        self.kept.append((message, digest))
         self.size += len(message)
 
     def acknowledge(self, number: int) -> None:
         """The peer has frames up to `number` for good."""
         for _ in range(number - self.acked):
-            self.size -= len(self.kept.popleft())
-            self.acked_digest = self._digests.popleft()
+            message, self.acked_digest = self.kept.popleft()
+            self.size -= len(message)
             self.acked += 1
 
     def after(self, number: int) -> list[bytes]:
         """The frames to send again to a peer that has those up to `number`, from `acked` to `sent`."""
-        return list(self.kept)[number - self.acked :]
+        kept = list(self.kept)[number - self.acked :]
+        return [message for message, _ in kept]
 
     def _digest_at(self, number: int) -> bytes:
         """The digest of our frames up to `number`, from `acked` to `sent`."""
-        return self.acked_digest if number == self.acked else self._digests[number - self.acked - 1]
+        return self.acked_digest if number == self.acked else self.kept[number - self.acked - 1][1]
 
     @property
     def full(self) -> bool:
@@ -318,7 +316,7 @@ class Frames:
         """Raises AssertionError naming the first invariant that does not hold."""
         assert self.acked + len(self.kept) == self.sent, "frames are miscounted"
         assert self.told <= self.committed <= self.taken, "frames are acknowledged that are not committed"
-        assert self.size == sum(map(len, self.kept)), "bytes of frames are miscounted"
+        assert self.size == sum(len(message) for message, _ in self.kept), "bytes of frames are miscounted"
         assert self._digest_at(self.sent) == self.sent_digest, "the digest is not that of the last frame"
 
 

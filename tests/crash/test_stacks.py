@@ -151,7 +151,7 @@ def test_a_frame_that_comes_again_after_a_crash_is_found(place: Path) -> None:
     attach = Frames.attach
 
     def once_more(frames: Frames, received: int, first: int, now: float) -> tuple[list[bytes], list[bytes]]:
-        again = [frames.kept[received - frames.acked - 1]] if received > frames.acked else []
+        again = [frames.kept[received - frames.acked - 1][0]] if received > frames.acked else []
         committed, uncommitted = attach(frames, received, first, now)
         return again + committed, uncommitted
 

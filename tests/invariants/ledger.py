@@ -59,7 +59,7 @@ class Ledger:
         """A frame of ours was numbered."""
         frames = self.frames
         number = frames.sent
-        self.sent_digests[number] = frames.sent_digest
+        self.sent_digests[number] = frames.kept[-1][1]
         if self.unknown:
             return
         found = effect(message)
