@@ -1,4 +1,4 @@
-"""Builds ocapn with its codecs, protocol core and sends compiled by mypyc where that can be done, else as it is.
+"""Builds ocapn with codecs, protocol core, sends and calls compiled by mypyc where that can be done, else as it is.
 
 `OCAPN_PURE=1` has it as it is; `OCAPN_COMPILED=1` fails where it cannot be compiled. An
 editable installation is never compiled: what is edited is what runs. See spec/building.md.

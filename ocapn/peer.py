@@ -357,6 +357,7 @@ class Peer:
             self.pump()
 
     def _start(self, coroutine: CoroutineType[Any, Any, object], turn: Turn) -> object:
+        """For the node, which is there before the methods are."""
         return self._methods.start(coroutine, turn)
 
     # Sessions

@@ -106,7 +106,7 @@ class Promise(PromiseHandle):
     """The answer to a send, or any other value that is not known yet.
 
     `await p` gives the value, or raises what broke it. It is a checkpoint; of settled promises that a task awaits one
-    after the other, each is a point at which it may be cancelled, and every 64th lets others run, or the first
+    after the other, each is a point at which it may be cancelled, and at least every 64th lets others run, or the first
     after a millisecond. `p.name(args)`, `p(args)` and `p["name"](args)` send to what it will become. Dropping the last
     reference to a promise gives up the interest in it.
     """
@@ -144,8 +144,10 @@ class Promise(PromiseHandle):
             yield from waiter.wait(node, abort)
             _others_ran(node)
             vow = self._vow.end()
-        elif node.keeper is None or not node.uncommitted():
-            if node.awaits_left and current_time() < node.awaits_until:
+        elif not node.uncommitted():
+            if node.thread != get_ident():
+                yield from checkpoint().__await__()
+            elif node.awaits_left and current_time() < node.awaits_until:
                 node.awaits_left -= 1
                 yield from checkpoint_if_cancelled().__await__()
             else:

@@ -1,6 +1,7 @@
 """What the sessions of one peer share: the turn queue, the swiss numbers, the gifts, and each other.
 
-A node is driven from outside: bytes go into sessions, `run` runs turns, `take` hands out what is to be sent.
+A node is driven from outside: `receive` has messages read and their turns run, `run` runs others, `take` hands out what
+is to be sent.
 Time and randomness are functions given to it. What needs a connection is asked of `connect`.
 """
 
@@ -160,8 +161,8 @@ class Node:
         self._touched: set[Session] = set()
         self.durable = durable
         self.authenticate = authenticate
-        #: Called when an application has sent much on a session, also in a turn: it may go out at once, and the session
-        #: may be cut or end under it. Raises nothing.
+        #: Called when much was sent on a session, also in a turn: it may go out at once, and the session may be cut or
+        #: end under it. Raises nothing.
         self.hasten: Callable[[Session], None] = lambda session: None
         #: Called when a session was cut, has resumed or has ended.
         self.on_status: Callable[[Session], None] | None = None
@@ -200,7 +201,8 @@ class Node:
         #: Of those who wait for what this node has to show: called with the reason if it never will.
         self.awaiting: set[Callable[[BaseException], None]] = set()
         self.turns: deque[Turn] = deque()
-        self.ran = 0  # turns that messages had when they came; whoever runs others takes them off a slice
+        #: Turns that `receive` has run since somebody set this to zero, whatever it has raised: part of a slice.
+        self.ran = 0
         #: How many settled promises may still be awaited before others run, and until when (`ocapn.promise`).
         self.awaits_left = 0
         self.awaits_until = 0.0
@@ -455,8 +457,8 @@ class Node:
     def receive(self, session: Session, messages: list[bytes], most: int) -> int:
         """Messages of a session, each with its turn while it is at hand, as long as `ran` is below `most`.
 
-        Says how many it took: with a keeper none after a turn that is left, which would have to be kept, as what is
-        committed with a frame is what came of it. Raises as `Session.receive`.
+        With a keeper, each with up to `most` turns, and none after one that is left, which would have to be kept: what
+        is committed with a frame is what came of it. Says how many it took. Raises as `Session.receive`.
         """
         taken = 0
         for message in messages:

@@ -36,6 +36,7 @@ class Framer:
         "_limits",
         "_need",
         "_partial",
+        "_pos",
         "_undecided",
         "framing",
         "max_message",
@@ -48,9 +49,10 @@ class Framer:
         self.max_message = limits.frame if max_message is None else max_message
         self.framing = framing
         self._undecided = framing is None  # whether a comma may still turn `syrup` into `netstring`
-        self._buffer = b""  # what was not taken; or, of a frame that arrives in parts:
-        self._partial = bytearray()
-        self._need = 0  # how many bytes the next frame has, if that is known and not all are there
+        self._buffer = b""  # what arrived last, of which all before `_pos` is taken
+        self._pos = 0
+        self._partial = bytearray()  # in its place, a frame that arrives in parts
+        self._need = 0  # how many bytes that frame has, if it is known and not all are there
         self._bare: Decoder | None = Decoder(limits) if framing == BARE else None
         self._failure: RemoteProtocolError | None = None
 
@@ -60,9 +62,10 @@ class Framer:
             self._bare.feed(data)
             return
         if self._buffer or self._partial:
-            self._partial += self._buffer
+            self._partial += self._buffer[self._pos :]
             self._partial += data
             self._buffer = b""
+            self._pos = 0
         elif self.framing is None and data[:1] == b"<":
             self.framing = BARE
             self._bare = Decoder(self._limits)
@@ -105,7 +108,7 @@ class Framer:
             self._partial = bytearray()
         buffer = self._buffer
         size = len(buffer)
-        pos = 0
+        pos = self._pos
         tail = 1 if self.framing == NETSTRING else 0
         self._need = 0
         while pos < size:
@@ -146,7 +149,11 @@ class Framer:
             pos = end + tail
             if self.framing is None:
                 self.framing = SYRUP  # unless the byte after this frame turns out to be a comma
-        self._buffer = buffer[pos:]
+        if 2 * pos >= size:  # not each time: much may be here, of which little is taken at once
+            buffer = buffer[pos:]
+            pos = 0
+        self._buffer = buffer
+        self._pos = pos
 
     def _too_long(self) -> RemoteProtocolError:
         return RemoteProtocolError(f"a message of more than {self.max_message} bytes")
@@ -156,7 +163,7 @@ class Framer:
         """Bytes of an unfinished message that have arrived, with its frame's head."""
         if self._bare is not None:
             return self._bare.pending
-        return len(self._buffer) + len(self._partial)
+        return len(self._buffer) - self._pos + len(self._partial)
 
     def frame(self, messages: list[bytes]) -> bytes:
         """The bytes that carry `messages`, in the connection's framing; Syrup frames until it is known."""

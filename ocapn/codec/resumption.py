@@ -55,7 +55,9 @@ def is_ack(message: bytes) -> bool:
 def is_control(message: bytes) -> bool:
     """Whether a message is op:ack or op:abort, which are neither numbered nor hashed."""
     if len(message) > 2 and message[0] == 60 and message[2] != 39:
-        return False  # in Syrup, and its label has ten bytes or more, as those of most messages
+        return (
+            False  # in Syrup, with a label of ten bytes or more, or malformed; most are, and this is quicker
+        )
     return message.startswith(_CONTROL_HEADS)
 
 

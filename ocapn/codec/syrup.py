@@ -28,9 +28,10 @@ _RECORD: Final = 1
 _STRUCT: Final = 2
 _TOP: Final = 3
 _UNORDERED: Final = 4  # a struct whose keys are not in Syrup's order
-_CLOSERS: Final = ("]", ">", "}")
 #: A length has at most this many digits: 10^18 is beyond any limit on frames.
 _LENGTH_DIGITS: Final = 18
+#: How an op:deliver begins: its first field is a descriptor.
+_DELIVER: Final = b"<10'op:deliver<"
 
 
 @final
@@ -52,6 +53,9 @@ class Record:
     __hash__ = None  # type: ignore[assignment]  # how Python spells "unhashable"
 
 
+#: Makes an op:deliver of its fields, -1 being no answer, and of how many references it has.
+Deliver = Callable[[Descriptor, list[object], int, Descriptor | None, int], object]
+
 #: A constructor gets the record with its label first, and the decoder, whose `raw()` is the record's bytes.
 #: It raises DecodeError, or ValueError with the rule that was broken.
 Constructor = Callable[[list[object], Reading], object]
@@ -62,8 +66,7 @@ class Records:
     """Constructors by label: `messages` for the outermost record, `values` for those inside it.
 
     `descriptors`: whether `values` makes a Descriptor of each descriptor, and counts it; then the decoder need not ask.
-    `deliver` makes what `messages` does of an op:deliver: of its fields, -1 for no answer, and how many references it
-    has.
+    `deliver`: what `messages` makes of an op:deliver.
     """
 
     __slots__ = ("deliver", "descriptors", "messages", "values")
@@ -73,15 +76,13 @@ class Records:
         messages: dict[Symbol, Constructor] | None,
         values: dict[Symbol, Constructor] | None,
         descriptors: bool = False,
-        deliver: Callable[[Descriptor, list[object], int, Descriptor | None, int], object] | None = None,
+        deliver: Deliver | None = None,
     ) -> None:
         self.messages = messages
         self.values = values
         self.descriptors = descriptors
         self.deliver = deliver
 
-
-_DELIVER: Final = b"<10'op:deliver<"
 
 #: Every record as it stands: for tools that print Syrup, not for CapTP.
 ANY_RECORD: Final = Records(None, None)
@@ -92,9 +93,13 @@ _MAX_SYMBOLS: Final = 2048
 #: Symbols whose names have more bytes are not kept, so that a peer cannot fill the caches with long ones.
 _MAX_SYMBOL_BYTES: Final = 64
 
-_MAX_SHAPES: Final = 512
-#: Structs of more members are looked at each time.
+#: Keys that come after so many are looked at each time. Of a struct with more, the encoder looks at all.
 _MAX_MEMBERS: Final = 16
+
+
+def _string(text: bytes) -> bytes:
+    """The encoding of a string, of its text in UTF-8."""
+    return b'%d"%b' % (len(text), text)
 
 
 _K = TypeVar("_K")
@@ -130,10 +135,10 @@ class _Key:
 
 
 #: The common keys, by their text. Bounded as the symbols are.
-_keys: Final[dict[bytes, _Key]] = {}
+_known_keys: Final[dict[bytes, _Key]] = {}
 #: What stands before the first key of a struct.
 _START: Final = _Key("", b"")
-_NO_MEMBERS: Final[dict[str, object]] = {}
+_NO_MEMBERS: Final[dict[str, object]] = {}  # nothing is ever put into it
 
 
 @final
@@ -151,8 +156,9 @@ class Decoder(Reading):
         "_fed",
         "_items",
         "_key",
-        "_keys",
         "_kind",
+        "_last_keys",
+        "_lists",
         "_members",
         "_need",
         "_places",
@@ -160,7 +166,7 @@ class Decoder(Reading):
         "_quick_digits",
         "_record_start",
         "_records",
-        "_stack",
+        "_small_digits",
         "_start",
         "_structs",
         "_text_order_allowed",
@@ -172,6 +178,7 @@ class Decoder(Reading):
         self._depth_limit = limits.nesting
         self._digit_limit = digits(limits)
         self._quick_digits = min(8, self._digit_limit)
+        self._small_digits = min(_LENGTH_DIGITS, self._digit_limit)
         self._records = records
         self._text_order_allowed = text_order_allowed
         self.text_order = False
@@ -189,10 +196,11 @@ class Decoder(Reading):
         self._members = _NO_MEMBERS
         self._key = _START
         self._expects_key = False
-        # Of the containers around: what they hold so far, and eight times where they begin, and their kind.
-        self._stack: list[list[object]] = []
+        # Of the containers around: what lists and records hold so far; the members of structs, and their last keys;
+        # and of each eight times where it begins, and its kind.
+        self._lists: list[list[object]] = []
         self._structs: list[dict[str, object]] = []
-        self._keys: list[_Key] = []
+        self._last_keys: list[_Key] = []
         self._places: list[int] = []
         self._record_start = 0
         self._failure: DecodeError | None = None
@@ -207,8 +215,9 @@ class Decoder(Reading):
         items: list[object] = []
         self._items = items
         try:
-            if self._records.deliver is not None and data[:15] == _DELIVER:
-                operation = self._deliver(items)
+            make = self._records.deliver
+            if make is not None and data[: len(_DELIVER)] == _DELIVER:
+                operation = self._deliver(make, items)
                 if operation is not None:
                     return operation
                 self._pos = 0
@@ -225,21 +234,20 @@ class Decoder(Reading):
             self._buffer = b""
             items.clear()
             if self._places:
+                self._items = items
                 self._members = _NO_MEMBERS
-                self._stack, self._structs, self._keys, self._places = [], [], [], []
+                self._key = _START
+                self._lists, self._structs, self._last_keys, self._places = [], [], [], []
 
-    def _deliver(self, items: list[object]) -> object | None:
+    def _deliver(self, make: Deliver, items: list[object]) -> object | None:
         """An op:deliver, as most messages are, without a look at what it could be else; None if it is not quite so."""
-        make = self._records.deliver
         data = self._buffer
         end = len(data)
         to = self._descriptor(len(_DELIVER), end)
         pos = self._pos
-        if make is None or to is None or to.kind < EXPORT or self._depth_limit < 2:
+        if to is None or to.kind < EXPORT or self._depth_limit < 2 or pos >= end or data[pos] != 91:
             return None
-        if pos >= end or data[pos] != 91:
-            return None
-        self._places.append(0)  # the record that this is
+        self._places.append(_RECORD)  # which this is
         if not self._parse():
             raise DecodeError("the message ends inside a value", end)
         self._places.pop()
@@ -331,10 +339,10 @@ class Decoder(Reading):
         pos = self._pos
         items = self._items
         kind = self._kind
-        members, self._members = self._members, _NO_MEMBERS
+        members, self._members = self._members, _NO_MEMBERS  # an error leaves none behind
         key = self._key
         expects_key = self._expects_key
-        stack = self._stack
+        lists = self._lists
         places = self._places
         quick = self._quick_digits
         descriptors = self._records.descriptors
@@ -401,7 +409,7 @@ class Decoder(Reading):
                     if d == 34:  # "
                         if kind == _STRUCT and expects_key:
                             raw = buffer[pos:stop]
-                            known = _keys.get(raw)
+                            known = _known_keys.get(raw)
                             after = self._new_key(raw, start) if known is None else known
                             if key.encoded < after.encoded:
                                 if n <= _MAX_SYMBOL_BYTES and len(members) < _MAX_MEMBERS:
@@ -430,15 +438,15 @@ class Decoder(Reading):
                     raise DecodeError(f"nested more than {self._depth_limit} deep", start)
                 descriptor = self._descriptor(pos, end) if descriptors and c == 60 and kind != _TOP else None
                 if descriptor is None:
+                    if kind == _STRUCT and expects_key:
+                        raise DecodeError("a struct's key is a string", start)
                     places.append(self._start << 3 | kind)
                     self._start = start
                     if kind == _STRUCT:
-                        if expects_key:
-                            raise DecodeError("a struct's key is a string", start)
                         self._structs.append(members)
-                        self._keys.append(key)
+                        self._last_keys.append(key)
                     else:
-                        stack.append(items)
+                        lists.append(items)
                     if c == 123:
                         kind = _STRUCT
                         members = {}
@@ -459,11 +467,13 @@ class Decoder(Reading):
                     self._pos = pos
                     self._record_start = self._start
                     value = self._construct(items, len(places) == 1)
-                elif not expects_key if kind == _STRUCT else len(items) & 1:
-                    raise DecodeError("a struct ends after a key that has no value", start)
                 elif kind == _STRUCT:
+                    if not expects_key:
+                        raise DecodeError("a struct ends after a key that has no value", start)
                     value = members
                 else:
+                    if len(items) & 1:
+                        raise DecodeError("a struct ends after a key that has no value", start)
                     value = self._struct_in_text_order(items, self._start)
                 start = self._start
                 place = places.pop()
@@ -471,10 +481,10 @@ class Decoder(Reading):
                 self._start = place >> 3
                 if kind == _STRUCT:
                     members = self._structs.pop()
-                    key = self._keys.pop()
+                    key = self._last_keys.pop()
                     expects_key = False
                 else:
-                    items = stack.pop()
+                    items = lists.pop()
             elif c == 116:  # t
                 value = True
             elif c == 102:  # f
@@ -538,10 +548,11 @@ class Decoder(Reading):
         return Descriptor(kind, n)
 
     def _small(self, first: int, end: int) -> int:
-        """The integer that begins at `first`, if it has few digits and no minus; then `_pos` is behind it. Else -1."""
+        """The integer that begins at `first`, if it has no minus and no more digits than every position may have; then
+        `_pos` is behind it. Else -1."""
         buffer = self._buffer
         pos = first
-        most = min(first + self._quick_digits, end - 1)
+        most = min(first + self._small_digits, end - 1)
         n = 0
         while pos < most:
             d = buffer[pos]
@@ -578,11 +589,11 @@ class Decoder(Reading):
 
     def _new_key(self, raw: bytes, start: int) -> _Key:
         try:
-            key = _Key(raw.decode(), b'%d"%b' % (len(raw), raw))
+            key = _Key(raw.decode(), _string(raw))
         except UnicodeDecodeError:
             raise DecodeError("a string is not well-formed UTF-8", start) from None
         if len(raw) <= _MAX_SYMBOL_BYTES:
-            _keep(_keys, raw, key, _MAX_SYMBOLS)
+            _keep(_known_keys, raw, key, _MAX_SYMBOLS)
         return key
 
     def _construct(self, items: list[object], outermost: bool) -> object:
@@ -615,7 +626,7 @@ class Decoder(Reading):
             assert type(key) is str
             text = key.encode()
             if last_length >= 0:
-                encoded = b'%d"%b' % (len(text), text)
+                encoded = _string(text)
                 syrup_order = syrup_order and last_encoded < encoded
                 text_order = text_order and last_text < text
                 if not syrup_order and not (text_order and self._text_order_allowed):
@@ -624,12 +635,11 @@ class Decoder(Reading):
                     raise DecodeError("the keys of a struct are not in order", start)
                 last_encoded = encoded
             else:
-                last_encoded = b'%d"%b' % (len(text), text)
+                last_encoded = _string(text)
             last_length = len(text)
             last_text = text
             result[key] = items[i + 1]
-        if not syrup_order:
-            self.text_order = True
+        self.text_order = True
         return result
 
 
@@ -640,21 +650,10 @@ _STRING_HEADS: Final = tuple(b'%d"' % n for n in range(1024))
 _BYTES_HEADS: Final = tuple(b"%d:" % n for n in range(1024))
 _SYMBOL_BYTES: Final[dict[Symbol, bytes]] = {}
 #: Keys of structs, as they are encoded. Bounded as those are.
-_KEYS: Final[dict[str, bytes]] = {}
-
-
+_ENCODED_KEYS: Final[dict[str, bytes]] = {}
 #: The keys of structs that were sent, to the same in Syrup's order with how they are encoded. Bounded likewise.
 _SHAPES: Final[dict[tuple[object, ...], list[tuple[bytes, object]]]] = {}
-
-
-def encoded_key(key: str) -> bytes:
-    """Kept, if it is not long. Raises UnicodeEncodeError."""
-    text = key.encode()
-    encoded = b'%d"%b' % (len(text), text)
-    if len(text) <= _MAX_SYMBOL_BYTES:
-        _keep(_KEYS, key, encoded, _MAX_SYMBOLS)
-    return encoded
-
+_MAX_SHAPES: Final = 512
 
 #: Encodes what is not plain data (a reference, a CapTP record) at the end of `parts`; may raise NotPassable.
 WriteOther = Callable[[Writing, object], None]
@@ -822,7 +821,7 @@ class Encoder(Writing):
                     return found
         members: dict[bytes, object] = {}
         for key in value:
-            known = _KEYS.get(key) if type(key) is str else None
+            known = _ENCODED_KEYS.get(key) if type(key) is str else None
             encoded = self._key(key) if known is None else known
             members[encoded] = key
             common = common and len(encoded) <= _MAX_SYMBOL_BYTES
@@ -842,9 +841,14 @@ class Encoder(Writing):
         if not isinstance(key, str):
             raise NotPassable(f"a struct's keys are strings, not {type(key).__name__}")
         try:
-            return encoded_key(key if type(key) is str else str.__str__(key))
+            text = str.__str__(key)
+            data = text.encode()
         except UnicodeEncodeError:
             raise NotPassable("a key with a surrogate is not text") from None
+        encoded = _string(data)
+        if len(data) <= _MAX_SYMBOL_BYTES:
+            _keep(_ENCODED_KEYS, text, encoded, _MAX_SYMBOLS)
+        return encoded
 
     def record(self, label: bytes, *fields: object, depth: int = 0) -> None:
         """Appends a record; `label` is the encoded label."""

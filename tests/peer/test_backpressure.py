@@ -308,6 +308,37 @@ async def test_much_that_is_sent_at_once_goes_out_meanwhile() -> None:
 
 
 @trio_test_real
+async def test_many_answers_go_out_meanwhile() -> None:
+    """Of what is read at once: the other side begins with the first while the last have their turns."""
+
+    class Large(Target):
+        turns = 0
+
+        @method
+        def get(self) -> bytes:
+            self.turns += 1
+            return bytes(1000)
+
+    async with (
+        ocapn.open_peer([ocapn.TcpTestingNetlayer()]) as a,
+        ocapn.open_peer([ocapn.TcpTestingNetlayer(listen=False)]) as b,
+    ):
+        large = Large()
+        ref = await b.enliven(a.export(large))
+        (connection,) = a._connections.values()
+        sends, sent = connection.channel.send_now, []
+
+        def noted(messages: list[bytes]) -> int:
+            sent.append(large.turns)
+            return sends(messages)
+
+        connection.channel.send_now = noted  # type: ignore[method-assign]
+        for promise in [E(ref).get() for _ in range(40)]:
+            assert await promise == bytes(1000)
+        assert sent[:5] == [8, 16, 24, 32, 40]
+
+
+@trio_test_real
 async def test_the_connection_breaks_under_a_method_that_sends_much() -> None:
     class Pusher(Target):
         @method

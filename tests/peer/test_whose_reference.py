@@ -233,7 +233,7 @@ async def test_a_thread_sends_by_way_of_the_peers_thread() -> None:
 
 @trio_test_real
 async def test_a_promise_that_is_pending_is_not_awaited_in_another_thread() -> None:
-    async with linked_peers("a"):
+    async with linked_peers("a") as (a,):
         promise, resolver = make_promise()
 
         async def wait() -> None:
@@ -243,3 +243,14 @@ async def test_a_promise_that_is_pending_is_not_awaited_in_another_thread() -> N
             await trio.to_thread.run_sync(trio.run, wait)
         resolver.fulfill(1)
         assert await promise == 1
+
+        async def again() -> None:
+            with trio.testing.assert_checkpoints():
+                assert await promise == 1
+            with trio.testing.assert_checkpoints():
+                assert await promise == 1
+
+        node = a._node
+        before = node.awaits_left, node.awaits_until  # which are about the peer's own loop, and its clock
+        await trio.to_thread.run_sync(trio.run, again)
+        assert (node.awaits_left, node.awaits_until) == before

@@ -197,6 +197,31 @@ def test_every_vector_arrives_in_single_bytes(framing: str) -> None:
     assert found == messages
 
 
+def test_a_frame_that_comes_in_parts_is_put_together_once() -> None:
+    framer = Framer(LIMITS)
+    framer.feed(framed(SYRUP, [FIRST]) + b"1000:" + bytes(10))
+    assert take_all(framer) == [FIRST]
+    for _ in range(98):
+        framer.feed(bytes(10))
+        assert take_all(framer) == []
+        assert framer._buffer == b""
+    assert framer.pending == 5 + 990
+    framer.feed(bytes(10))
+    assert take_all(framer) == [bytes(1000)]
+
+
+def test_of_much_that_is_taken_bit_by_bit_the_rest_is_not_copied_each_time() -> None:
+    framer = Framer(LIMITS)
+    framer.feed(framed(SYRUP, [FIRST] * 10_000))
+    buffers: list[bytes] = []
+    for _ in range(10_000):
+        assert framer.take(1) == [FIRST]
+        if not buffers or framer._buffer is not buffers[-1]:
+            buffers.append(framer._buffer)
+    assert len(buffers) <= 20
+    assert buffers[-1] == b""
+
+
 # Errors
 
 

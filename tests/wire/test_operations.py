@@ -687,7 +687,21 @@ def outcome(data: bytes, records: Records, limits: Limits) -> tuple[str, int]:
     st.booleans(),
     st.tuples(
         st.sampled_from([*(descriptor_bytes(kind, 5) for kind in range(4)), b"f", b"<4'void>"]),
-        st.sampled_from([b"1+", b"f", b"0+", b"01+", b"12345678+", b"123456789+", b"1-", b"t", b"1+1+", b""]),
+        st.sampled_from(
+            [
+                b"1+",
+                b"f",
+                b"0+",
+                b"01+",
+                b"12345678+",
+                b"%d+" % MAX_POSITION,
+                b"123456789012345678+",
+                b"1-",
+                b"t",
+                b"1+1+",
+                b"",
+            ]
+        ),
         st.sampled_from(
             [RESOLVER, *(descriptor_bytes(kind, 6) for kind in range(4)), b"f", b"t", b"ff", b""]
         ),

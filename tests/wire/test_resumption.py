@@ -337,4 +337,6 @@ def test_what_is_no_frame() -> None:
     assert is_control(write_abort(""))
     assert is_control(write_abort("a reason"))
     assert is_control(write_ack(1))
+    for data in (b"", b"<", b"<1", b"<6", b"<6'", b"<6'op:ac"):
+        assert not is_control(data)
     assert not is_control(b"<10'op:deliver<11'desc:export0+>[8'op:abort]ff>")

@@ -243,7 +243,7 @@ def test_a_record_begins_with_a_symbol(label: bytes) -> None:
 
 @pytest.mark.parametrize("key", [b"1+", b"1'a", b"1:a", b"[]", b"{}", b"<1'a>", b"t", b"D" + bytes(8)])
 def test_a_key_is_a_string(key: bytes) -> None:
-    for data in (b"{%bt}", b'{0"t%bt}'):
+    for data in (b"{%bt}", b'{0"t%bt}', b'{2"aat1"bt%bt}'):
         with pytest.raises(DecodeError, match="a struct's key is a string") as caught:
             decode(data % key)
         assert data[: caught.value.offset] + key == (data % key)[: caught.value.offset + len(key)]
@@ -264,6 +264,24 @@ def test_text_order_is_accepted_noticed_and_written_where_it_is_wanted() -> None
 def test_text_order_is_refused_where_it_is_not_allowed() -> None:
     with pytest.raises(DecodeError, match="keys of a struct are not in order"):
         Decoder(LIMITS, text_order_allowed=False).decode(TEXT_ORDER)
+
+
+@pytest.mark.parametrize("data", [b'{1"a}', b'{1"at1"b}', b'{2"aat1"b}', b'{2"aat1"bt1"c}'])
+def test_a_key_has_a_value(data: bytes) -> None:
+    with pytest.raises(DecodeError, match="a struct ends after a key that has no value"):
+        decode(data)
+
+
+def test_structs_in_either_order_arrive_in_single_bytes() -> None:
+    data = b'[{1"a%b1"b%b}t]' % (TEXT_ORDER, vectors.PASSABLES["struct-syrup-order"])
+    wanted = Decoder(LIMITS).decode(data)
+    decoder = Decoder(LIMITS)
+    for octet in data[:-1]:
+        decoder.feed(bytes([octet]))
+        assert decoder.next_value() is None
+    decoder.feed(data[-1:])
+    assert decoder.next_value() == (wanted, data)
+    assert decoder.text_order
 
 
 def test_a_struct_that_is_in_both_orders_shows_no_text_order() -> None:
@@ -533,14 +551,14 @@ def test_nothing_is_kept_of_values_that_were_taken() -> None:
 def test_the_cache_of_keys_is_bounded() -> None:
     for n in range(6000):
         assert decode(encode({f"bounded-{n}": n})) == {f"bounded-{n}": n}
-    assert 0 < len(syrup._KEYS) <= 2048
+    assert 0 < len(syrup._ENCODED_KEYS) <= 2048
     long = "k" * 65
     assert decode(encode({long: 1})) == {long: 1}
-    assert long not in syrup._KEYS
-    assert "bounded-5999" in syrup._KEYS
-    assert max(len(syrup._keys), len(syrup._SHAPES) * 4) <= 2048
+    assert long not in syrup._ENCODED_KEYS
+    assert "bounded-5999" in syrup._ENCODED_KEYS
+    assert max(len(syrup._known_keys), len(syrup._SHAPES) * 4) <= 2048
     assert expected_keys()[:1] == ["bounded-5999"]
-    assert long.encode() not in syrup._keys
+    assert long.encode() not in syrup._known_keys
     assert ("bounded-5999",) in syrup._SHAPES
     assert (long,) not in syrup._SHAPES
     many = tuple(f"k{n:02}" for n in range(20))
@@ -572,13 +590,24 @@ def test_the_keys_that_are_expected_are_bounded() -> None:
     assert 1000 < longest <= 2048 + 16
 
 
-def test_a_message_that_ends_inside_a_struct_is_not_kept() -> None:
-    decoder = Decoder(LIMITS)
-    for data in (b'{1"a6:secret', b'{1"a6:secret1"b', b'{1"a6:secret1"bx'):
+@pytest.mark.parametrize("records", [ANY_RECORD, operations.OPERATIONS], ids=["any", "operations"])
+def test_a_message_that_ends_inside_a_container_is_not_kept(records: Records) -> None:
+    decoder = Decoder(LIMITS, records)
+    long = b'66"' + b"k" * 66
+    for data in (
+        b'{1"a6:secret',
+        b'{1"a6:secret1"b',
+        b'{1"a6:secret1"bx',
+        b"[6:secret",
+        b"{" + long,
+        b"{" + long + b"[6:secret",
+        b"<10'op:deliver<11'desc:export7+>[6:secret",
+    ):
         with pytest.raises(DecodeError):
             decoder.decode(data)
-        assert decoder._members == {}
-        assert [decoder._structs, decoder._keys, decoder._places] == [[], [], []]
+        assert (decoder._buffer, decoder._items, decoder._members) == (b"", [], {})
+        assert decoder._key is syrup._START
+        assert [decoder._structs, decoder._lists, decoder._last_keys, decoder._places] == [[], [], [], []]
 
 
 def test_structs_whose_keys_are_known_are_encoded_as_others_are() -> None:
@@ -616,7 +645,7 @@ def test_structs_whose_keys_are_known_are_encoded_as_others_are() -> None:
         for _ in range(2):
             value = decode(data)
             assert encode(value) == data
-    syrup._keys.clear()
+    syrup._known_keys.clear()
     syrup._START.next = None
     assert decode(b'{2"ka1+2"kb2+}') == {"ka": 1, "kb": 2}
     for _ in range(2):
