@@ -138,6 +138,16 @@ class _Key:
 _known_keys: Final[dict[bytes, _Key]] = {}
 #: What stands before the first key of a struct.
 _START: Final = _Key("", b"")
+
+
+def _forget_keys() -> None:
+    """No key leads to another any more: one that is forgotten, and that something still holds, would keep them all."""
+    for key in list(_known_keys.values()):  # at once: peers may run in several threads
+        key.next = None
+    _START.next = None
+    _known_keys.clear()
+
+
 _NO_MEMBERS: Final[dict[str, object]] = {}  # nothing is ever put into it
 
 
@@ -340,7 +350,7 @@ class Decoder(Reading):
         items = self._items
         kind = self._kind
         members, self._members = self._members, _NO_MEMBERS  # an error leaves none behind
-        key = self._key
+        key, self._key = self._key, _START
         expects_key = self._expects_key
         lists = self._lists
         places = self._places
@@ -593,7 +603,9 @@ class Decoder(Reading):
         except UnicodeDecodeError:
             raise DecodeError("a string is not well-formed UTF-8", start) from None
         if len(raw) <= _MAX_SYMBOL_BYTES:
-            _keep(_known_keys, raw, key, _MAX_SYMBOLS)
+            if len(_known_keys) >= _MAX_SYMBOLS:
+                _forget_keys()
+            _known_keys[raw] = key
         return key
 
     def _construct(self, items: list[object], outermost: bool) -> object:

@@ -567,10 +567,10 @@ def test_the_cache_of_keys_is_bounded() -> None:
     assert many not in syrup._SHAPES
 
 
-def expected_keys() -> list[str]:
+def expected_keys(after: syrup._Key = syrup._START) -> list[str]:
     """Those that the decoder expects of a struct, if each is as it expects."""
     found = []
-    key = syrup._START.next
+    key = after.next
     while key is not None:
         found.append(key.text)
         key = key.next
@@ -578,7 +578,7 @@ def expected_keys() -> list[str]:
 
 
 def test_the_keys_that_are_expected_are_bounded() -> None:
-    """Not even a peer that lets one lead to the next makes the decoder keep many."""
+    """Not even a peer that lets one lead to the next makes the decoder keep many, for others or for one that waits."""
     keys = [f"key-{n:05}" for n in range(6000)]
     longest = 0
     for n in range(5999, 0, -1):
@@ -588,6 +588,31 @@ def test_the_keys_that_are_expected_are_bounded() -> None:
             decode(encode(dict.fromkeys([*first[:15], keys[5999 - n]], 1)))
             longest = max(longest, len(first), len(expected_keys()))
     assert 1000 < longest <= 2048 + 16
+
+    before = "!" * 65  # is not remembered, and comes before the others: what a struct begins with stays
+    longest = kept = 0
+    decode(encode({keys[0]: 1}))
+    waiting = Decoder(LIMITS)
+    waiting.feed(encode({keys[0]: 1})[:-1])
+    assert waiting.next_value() is None
+    for first_key, second_key in itertools.pairwise(keys):
+        decode(b"{%bt%bt%bt}" % (encode(before), encode(first_key), encode(second_key)))
+        if second_key.endswith("00"):
+            longest = max(longest, len(expected_keys()))
+            kept = max(kept, len(expected_keys(waiting._key)))
+    assert 1000 < longest <= 2048
+    assert 1000 < kept <= 2048
+
+
+def test_a_decoder_that_waits_for_the_next_value_keeps_no_key() -> None:
+    decoder = Decoder(LIMITS)
+    data = encode({"k" * 1000: 1})
+    decoder.feed(data[:-1])
+    assert decoder.next_value() is None
+    assert decoder._key is not syrup._START
+    decoder.feed(data[-1:])
+    assert decoder.next_value() == ({"k" * 1000: 1}, data)
+    assert decoder._key is syrup._START
 
 
 @pytest.mark.parametrize("records", [ANY_RECORD, operations.OPERATIONS], ids=["any", "operations"])
