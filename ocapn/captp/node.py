@@ -1,8 +1,7 @@
 """What the sessions of one peer share: the turn queue, the swiss numbers, the gifts, and each other.
 
 A node is driven from outside: `receive` has messages read and their turns run, `run` runs others, `take` hands out what
-is to be sent.
-Time and randomness are functions given to it. What needs a connection is asked of `connect`.
+is to be sent. Time and randomness are functions given to it. What needs a connection is asked of `connect`.
 """
 
 from __future__ import annotations
