@@ -183,11 +183,6 @@ class Objects:
                 log.error("an object cannot be read: %s", error)
             return _Unreadable()
 
-    @property
-    def pending(self) -> bool:
-        """Whether objects have changed since the last `save`."""
-        return bool(self._changed)
-
     def save(self) -> None:
         """Writes the rows of the objects that have changed."""
         while self._changed:

@@ -215,10 +215,6 @@ class SessionKeeper:
 
     # Batches
 
-    @property
-    def pending(self) -> bool:
-        return self._baggage.dirty or bool(self._touched) or self._objects.pending or self._waiters.pending
-
     def ready(self) -> None:
         self._baggage.ready()
 

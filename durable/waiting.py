@@ -248,11 +248,6 @@ class Waiters:
 
     # Rows
 
-    @property
-    def pending(self) -> bool:
-        """Whether there is something that `save` would write; turns that wait aside."""
-        return bool(self._new or self._changed)
-
     def save(self) -> None:
         """Writes what has changed since the last time."""
         new, self._new = self._new, {}

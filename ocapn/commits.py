@@ -80,14 +80,16 @@ if hasattr(os, "register_at_fork"):
 class _Step:
     """`sealed`: for each session with something to send, the messages, and the counts of frames as committed then."""
 
-    __slots__ = ("batch", "events", "sealed")
+    __slots__ = ("batch", "events", "number", "sealed")
 
     def __init__(
         self,
+        number: int,
         batch: Any | None,
         sealed: list[tuple[Session, Sealed, int, int]],
         events: list[Callable[[], None]],
     ) -> None:
+        self.number = number
         self.batch = batch
         self.sealed = sealed
         self.events = events
@@ -107,9 +109,7 @@ class Commits:
         self._context = contextvars.copy_context()
         self._idle = trio.Event()
         self._stopped = trio.Event()
-        node.uncommitted = lambda: bool(
-            self.failed or self._steps or self._writing or node.touched or keeper.pending
-        )
+        node.step += 1  # what changes from now on is to be committed
 
     @property
     def failed(self) -> bool:
@@ -120,6 +120,8 @@ class Commits:
         """Shows what turns have left behind, once it is committed. Raises what `Keeper.cut` raises."""
         if self.failed:
             return
+        number = self._node.step
+        self._node.step += 1
         touched = self._node.take_touched()
         sessions = dict.fromkeys([*result.outbound, *touched])
         sealed = []
@@ -127,7 +129,7 @@ class Commits:
             messages = session.outbox.seal()
             sealed.append((session, messages, *session.frame_counts))
         touched |= self._node.take_touched()  # sealing sends garbage
-        step = _Step(self._cut(touched), sealed, result.events)
+        step = _Step(number, self._cut(touched), sealed, result.events)
         if step.batch is None and not self._steps and not self._writing:
             self._shown(step)
         else:
@@ -248,6 +250,7 @@ class Commits:
             self._idle.set()
 
     def _shown(self, step: _Step) -> None:
+        self._node.committed = step.number
         for session, messages, sent, taken in step.sealed:
             session.committed(sent, taken)
             session.outbox.release(messages)

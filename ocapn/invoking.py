@@ -30,6 +30,11 @@ class Invoker:
         self._limits = limits
         self._start = start
 
+    def starts(self, turn: Turn) -> bool:
+        """`Node.starts`."""
+        target = turn.target
+        return isinstance(target, Target) and target._ocapn_starts(turn.args)
+
     def invoke(self, turn: Turn) -> object:
         """`Node.invoke`."""
         target = turn.target

@@ -5,7 +5,9 @@ Those may outlive their session. With a baggage a method begins once the message
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
+from contextvars import copy_context
 from types import CoroutineType
 from typing import Any, Final, final
 
@@ -45,14 +47,30 @@ class Turns:
 
 
 @final
+class _Call:
+    """Of an `async` method: `key` is what it counts for in `Methods`, `scopes` has that of each running one."""
+
+    __slots__ = ("coroutine", "key", "scopes", "turn")
+
+    def __init__(
+        self, coroutine: CoroutineType[Any, Any, object], turn: Turn, key: int, scopes: set[trio.CancelScope]
+    ) -> None:
+        self.coroutine = coroutine
+        self.turn = turn
+        self.key = key
+        self.scopes = scopes
+
+
+@final
 class Methods:
     """The running `async` methods of a peer.
 
     `publics` has the sessions that are not over and forgotten; `kept` says whether what happens is committed; `pump`
-    is called when a method has ended, and sends what it has left to be sent.
+    is called when the last method has ended, and sends at once what it has left to be sent.
     """
 
     __slots__ = (
+        "_context",
         "_kept",
         "_limits",
         "_node",
@@ -63,6 +81,7 @@ class Methods:
         "_running",
         "_scopes",
         "_unbegun",
+        "_uncommitted",
     )
 
     def __init__(
@@ -82,13 +101,18 @@ class Methods:
         #: Sessions that have ended, with methods that run on, the oldest first.
         self._outliving: list[tuple[CoreSession, Session]] = []
         self._scopes: set[trio.CancelScope] = set()  # of methods that no session called
-        #: Methods whose message is not committed yet.
-        self._unbegun: set[CoroutineType[Any, Any, object]] = set()
+        #: Of methods that have not begun, those whose message is not committed yet.
+        self._uncommitted: set[_Call] = set()
+        #: And the others, in order: for each there is a task, which takes the first, as trio starts tasks in no order.
+        self._unbegun: deque[_Call] = deque()
+        #: Of no application: no method is to see what another one has left in its context.
+        self._context = copy_context()
         self._nursery: trio.Nursery | None = None
 
     def run_in(self, nursery: trio.Nursery) -> None:
-        """The nursery that methods run in, before the first is started."""
+        """The nursery that methods run in, before the first is started, and their context."""
         self._nursery = nursery
+        self._context = copy_context()
 
     def cancel(self) -> None:
         """Cancels what runs, and what will."""
@@ -97,8 +121,8 @@ class Methods:
 
     def close(self) -> None:
         """Nothing runs any more: what has not begun never will."""
-        for coroutine in self._unbegun:
-            coroutine.close()
+        for call in self._uncommitted:
+            call.coroutine.close()
 
     def start(self, coroutine: CoroutineType[Any, Any, object], turn: Turn) -> object:
         """Makes an `async` method a task. Messages to its target wait until it has run its first step."""
@@ -121,35 +145,34 @@ class Methods:
                 raise TooBusy("too many bytes are kept for methods that run for this session")
         self._running[key] = running + 1
         self._node.hold_back(turn.target)
+        call = _Call(coroutine, turn, key, scopes)
         if not self._kept:
-            self._begin(coroutine, turn, key, scopes)
+            self._begin(call)
         else:  # once the message is committed, so that no restart runs the method again
-            self._unbegun.add(coroutine)
-            self._node.event(lambda: self._begin(coroutine, turn, key, scopes))
+            self._uncommitted.add(call)
+            self._node.event(lambda: self._begin(call))
         return LATER
 
-    def _begin(
-        self, coroutine: CoroutineType[Any, Any, object], turn: Turn, key: int, scopes: set[trio.CancelScope]
-    ) -> None:
+    def _begin(self, call: _Call) -> None:
         assert self._nursery is not None
-        self._unbegun.discard(coroutine)
-        self._nursery.start_soon(self._run_in_scope, coroutine, turn, key, scopes)
+        self._uncommitted.discard(call)
+        self._context.copy().run(self._nursery.start_soon, self._run_next)
+        self._unbegun.append(call)
 
-    async def _run_in_scope(
-        self, coroutine: CoroutineType[Any, Any, object], turn: Turn, key: int, scopes: set[trio.CancelScope]
-    ) -> None:
+    async def _run_next(self) -> None:
+        call = self._unbegun.popleft()
         with trio.CancelScope() as scope:
-            scopes.add(scope)
+            call.scopes.add(scope)
             try:
-                await self._run_method(coroutine, turn, key)
+                await self._run_method(call.coroutine, call.turn, call.key)
             finally:
-                scopes.discard(scope)
+                call.scopes.discard(scope)
 
     async def _run_method(self, coroutine: CoroutineType[Any, Any, object], turn: Turn, key: int) -> None:
-        # trio runs this task without a break up to the coroutine's first checkpoint, so what is let go here is
-        # begun only after that first step.
+        # trio runs this task without a break up to the coroutine's first checkpoint, so what is let go here, and the
+        # method that the next task takes, is begun only after that first step.
         self._node.go_on(turn.target)
-        current_caller.set(turn.source)  # the context is that of whoever has started this task
+        current_caller.set(turn.source)
         answer = turn.answer
 
         def failed(error: Exception) -> None:
@@ -176,7 +199,8 @@ class Methods:
                 self._running[key] = left
             else:
                 del self._running[key]
-        self._pump()
+        if not self._running:  # else others may end in this pass as well: what they leave goes out after it
+            self._context.copy().run(self._pump)
 
     def outlive(self, session: CoreSession, public: Session) -> None:
         """Methods run on though their session has ended: as many as one session may have, for all that have."""

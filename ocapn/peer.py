@@ -96,13 +96,15 @@ class Peer:
         self._connected: dict[PeerLocator, SupervisedConnection] = {}
         self._dialler = Dialler(self, self._netlayers, form, forms, self._connected, self._forget)
         self._acceptor = Acceptor(self, self._netlayers.values(), form, self._dialler)
+        invoker = Invoker(limits, self._start)
         self.node = self._node = Node(
             limits=limits,
-            now=trio.current_time,
+            now=trio.lowlevel.current_clock().current_time,
             random=secrets.token_bytes,
             make_ref=Ref,
             make_promise=Promise,
-            invoke=Invoker(limits, self._start).invoke,
+            invoke=invoker.invoke,
+            starts=invoker.starts,
             connect=self._dialler.connect,
             wake=self._wake,
             wake_from_finaliser=self._wake_from_finaliser,

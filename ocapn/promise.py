@@ -11,7 +11,6 @@ from threading import get_ident
 from typing import Any, Final, cast, final
 
 import trio
-from trio import current_time
 from trio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ocapn.captp.delivery import FULFILLED, PENDING, Vow, crossing, error_of
@@ -98,7 +97,7 @@ async def waited(node: Node, event: trio.Event) -> None:
 
 def _others_ran(node: Node) -> None:
     node.awaits_left = _IN_A_ROW
-    node.awaits_until = current_time() + _LONG
+    node.awaits_until = node.now() + _LONG
 
 
 @final
@@ -144,10 +143,10 @@ class Promise(PromiseHandle):
             yield from waiter.wait(node, abort)
             _others_ran(node)
             vow = self._vow.end()
-        elif not node.uncommitted():
+        elif vow.step <= node.committed:
             if node.thread != get_ident():
                 yield from checkpoint().__await__()
-            elif node.awaits_left and current_time() < node.awaits_until:
+            elif node.awaits_left and node.now() < node.awaits_until:
                 node.awaits_left -= 1
                 yield from checkpoint_if_cancelled().__await__()
             else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextvars import ContextVar
-from inspect import Parameter, signature
+from inspect import Parameter, iscoroutinefunction, signature
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, final, overload
 
 import trio
@@ -51,13 +51,17 @@ def method(function: _F | None = None, /, *, name: str | None = None) -> _F | Ca
 
 
 class _Entry:
-    """A callable with the number of arguments that it takes, not counting `self`."""
+    """A callable with the number of arguments that it takes, not counting `self`.
 
-    __slots__ = ("function", "least", "most", "name")
+    Of one that `starts`, a call makes a coroutine and runs nothing yet.
+    """
+
+    __slots__ = ("function", "least", "most", "name", "starts")
 
     def __init__(self, name: str, function: Callable[..., object], bound: bool) -> None:
         self.name = name
         self.function = function
+        self.starts = iscoroutinefunction(function)
         self.least = 0
         self.most: float = 0
         try:
@@ -124,6 +128,13 @@ class Target(LocalTarget):
             entry.check(given)
         return entry.function(self, *args[1:])
 
+    def _ocapn_starts(self, args: list[object]) -> bool:
+        """Whether the message calls an `async` method: `_ocapn_call` runs nothing of it."""
+        name = args[0] if args else None
+        method_name = name.name if isinstance(name, Symbol) else name
+        entry = self._ocapn_methods.get(method_name) if isinstance(method_name, str) else None
+        return entry is not None and entry.starts
+
 
 @final
 class _FunctionTarget(Target):
@@ -135,6 +146,9 @@ class _FunctionTarget(Target):
     def _ocapn_call(self, args: list[object]) -> object:
         self._entry.check(len(args))
         return self._entry.function(*args)
+
+    def _ocapn_starts(self, args: list[object]) -> bool:
+        return self._entry.starts
 
     def __repr__(self) -> str:
         return f"<target {self._entry.name}>"

@@ -127,7 +127,9 @@ def send_selection(receiver: object, kind: int, key: str | int) -> Promise:
     try:
         if isinstance(vow, RemoteVow) and vow.state == PENDING and not vow.asked_again:
             vow.used = True
-            answer: Vow = vow.session.select(vow.recipient, kind, key)
+            part = vow.session.select(vow.recipient, kind, key)
+            node.selected(part)
+            answer: Vow = part
         else:
             if type(vow) is HeldVow:
                 vow.passes()

@@ -278,12 +278,13 @@ class Queue:
 class Vow:
     """A promise that is resolved here."""
 
-    __slots__ = ("_handle", "node", "released", "state", "value", "waiting")
+    __slots__ = ("_handle", "node", "released", "state", "step", "value", "waiting")
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self.released = True  # nothing to tell another peer when the handle is finalised
         self.state = PENDING
+        self.step = 0  # the node's when it was settled
         self.value: object = None
         self.waiting: Queue | None = None
         self._handle: weakref[PromiseHandle] | None = None
@@ -388,6 +389,7 @@ class Vow:
 
     def _settle(self, state: int, value: object) -> None:
         self.state = state
+        self.step = self.node.step
         self.value = bare(value) if state == BROKEN else value
         waiting, self.waiting = self.waiting, None
         if waiting is not None and waiting.items:
@@ -514,8 +516,7 @@ class RemoteVow(Vow):
 def broken(node: Node, error: BaseException) -> Vow:
     """A vow that is broken from the start."""
     vow = Vow(node)
-    vow.state = BROKEN
-    vow.value = bare(error)
+    vow._settle(BROKEN, error)
     return vow
 
 

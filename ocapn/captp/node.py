@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 import attrs
 
-from ocapn.captp.delivery import Queue, RemoteVow, Vow, crossing
+from ocapn.captp.delivery import PENDING, Queue, RemoteVow, Vow, crossing
 from ocapn.captp.handles import CoreTarget, LocalTarget, PromiseHandle, RefHandle
 from ocapn.captp.handoff import Gifts
 from ocapn.captp.tables import Import
@@ -52,6 +52,17 @@ class Turn:
         self.source = source
         self.size = 0
         self.number = 0
+
+
+@final
+class _HeldBack:
+    """Of one target: how many of its methods are called and have not begun, and the messages that wait for them."""
+
+    __slots__ = ("unbegun", "waiting")
+
+    def __init__(self) -> None:
+        self.unbegun = 0
+        self.waiting: deque[Turn] = deque()
 
 
 @final
@@ -124,9 +135,10 @@ class Node:
 
     Given to it: `now` (seconds, monotonic), `random` (that many random bytes), `make_ref` and `make_promise`
     (application handles), `invoke` (delivers a turn and returns the result, or LATER; raises what the method
-    raises), `connect` (a session to a locator, told to the callback), `wake` (there is something to do),
-    `wake_from_finaliser` (likewise, called in any thread, in the middle of anything), `collect_soon` (there is
-    garbage to tell other peers of: call `collect_sessions` in a moment, so that it goes in few messages).
+    raises), `starts` (whether `invoke` would return LATER, and run nothing of the method), `connect` (a session
+    to a locator, told to the callback), `wake` (there is something to do), `wake_from_finaliser` (likewise, called
+    in any thread, in the middle of anything), `collect_soon` (there is garbage to tell other peers of: call
+    `collect_sessions` in a moment, so that it goes in few messages).
     """
 
     def __init__(
@@ -138,6 +150,7 @@ class Node:
         make_ref: Callable[[Import], RefHandle],
         make_promise: Callable[[Vow], PromiseHandle],
         invoke: Invoke,
+        starts: Callable[[Turn], bool] = lambda turn: False,
         connect: Connect,
         wake: Callable[[], None],
         wake_from_finaliser: Callable[[], None],
@@ -151,6 +164,7 @@ class Node:
         self.make_ref = make_ref
         self.make_promise = make_promise
         self.invoke = invoke
+        self.starts = starts
         self.connect = connect
         self.wake = wake
         self.wake_from_finaliser = wake_from_finaliser
@@ -191,8 +205,10 @@ class Node:
         self.dials: dict[PeerLocator, Handshake] = {}
         self.gifts = Gifts(self, limits)
         self._closed = False
-        #: With a keeper: whether something has happened that is not on disk.
-        self.uncommitted: Callable[[], bool] = lambda: False
+        #: The number of the step that is going on, and of the last that is on disk: of what no later one has changed
+        #: application code may hear. Without a keeper all may be heard at once.
+        self.step = 0
+        self.committed = 0
         #: Whether the peer is closing: what ends for want of a connection has not ended if it is kept.
         self.leaving = False
         #: Why nothing is committed or shown any more.
@@ -205,12 +221,13 @@ class Node:
         #: How many settled promises may still be awaited before others run, and until when (`ocapn.promise`).
         self.awaits_left = 0
         self.awaits_until = 0.0
-        self._held_back: dict[int, deque[Turn]] = {}
+        self._held_back: dict[int, _HeldBack] = {}
         self._finalised: deque[RemoteVow | Import] = deque()
         self._collecting = False  # `wake` was called for what is finalised
         self._settled: deque[tuple[Vow, Queue]] = deque()
         self._settling = False
         self._dirty: dict[Session, None] = {}
+        self._selected: list[RemoteVow] = []
         self._garbage: list[Session] = []
         self._events: list[Callable[[], None]] = []
 
@@ -416,7 +433,8 @@ class Node:
     @property
     def waiting_turns(self) -> Iterator[Turn]:
         """Those that have not begun."""
-        return chain(*self._held_back.values(), self.turns)  # what is held back came before
+        # What is held back came before.
+        return chain(*[held.waiting for held in self._held_back.values()], self.turns)
 
     def close(self) -> None:
         """Nothing runs any more. What has not begun breaks, as does all that comes; who waits for it is told."""
@@ -435,6 +453,7 @@ class Node:
     def fail(self, error: BaseException) -> None:
         """What has happened since the last commit is not for anybody to see: who waits for it gets this."""
         self.failure = error
+        self.committed = -1
         self._lose(error)
 
     def waits(self) -> None:
@@ -480,9 +499,9 @@ class Node:
         while turns and ran < most:
             turn = turns.popleft()
             if self._held_back:
-                waiting = self._held_back.get(id(turn.target))
-                if waiting is not None:
-                    waiting.append(turn)
+                held = self._held_back.get(id(turn.target))
+                if held is not None and (held.waiting or not self.starts(turn)):
+                    held.waiting.append(turn)
                     continue
             ran += 1
             if turn.number > 0:
@@ -508,11 +527,21 @@ class Node:
         return ran
 
     def hold_back(self, target: LocalTarget) -> None:
-        """Messages to `target` wait from now until `go_on`: the one before has not begun yet."""
-        self._held_back[id(target)] = deque()
+        """A method of `target` was called and has not begun. Until `go_on`, messages to it wait, as none may overtake
+        it: but for those that call further methods which begin later, and so behind it."""
+        held = self._held_back.get(id(target))
+        if held is None:
+            held = self._held_back[id(target)] = _HeldBack()
+        held.unbegun += 1
 
     def go_on(self, target: LocalTarget) -> None:
-        waiting = self._held_back.pop(id(target))
+        """The first of those methods has begun."""
+        held = self._held_back[id(target)]
+        held.unbegun -= 1
+        if held.unbegun:
+            return
+        del self._held_back[id(target)]
+        waiting = held.waiting
         if waiting:
             waiting.reverse()
             self.turns.extendleft(waiting)
@@ -594,6 +623,18 @@ class Node:
         if len(self._dirty) == 1:
             self.wake()
 
+    def selected(self, part: RemoteVow) -> None:
+        """The application has asked a peer for a part of an answer, and may want to know it."""
+        self._selected.append(part)
+
+    def _hear(self) -> None:
+        """Asks for the parts that are held, and not only for what was sent to them: at once, and not one after the
+        other as they are awaited."""
+        selected, self._selected = self._selected, []
+        for part in selected:
+            if part.state == PENDING and part.held and not part.used and not part.listening:
+                part.listen()
+
     def event(self, tell: Callable[[], None]) -> None:
         """Something that application code waits for has happened: `tell` is called once the turn is out."""
         if self._closed and self.failure is None:
@@ -608,11 +649,6 @@ class Node:
         if self.keeper is not None:
             self._touched.add(session)
 
-    @property
-    def touched(self) -> bool:
-        """Whether sessions have changed since they were last taken."""
-        return bool(self._touched)
-
     def take_touched(self) -> set[Session]:
         """The sessions that have changed since the last call."""
         touched, self._touched = self._touched, set()
@@ -620,6 +656,8 @@ class Node:
 
     def take(self) -> TurnResult:
         """What the turns since the last call have to show: commit, then send, then tell."""
+        if self._selected:
+            self._hear()
         result = TurnResult(list(self._dirty), self._events)
         self._dirty = {}
         self._events = []

@@ -56,10 +56,6 @@ class Keeper(Protocol):
     def aside(self) -> Sequence[SetAside]:
         """What of sessions was found, now or at an earlier time, that cannot go on."""
 
-    @property
-    def pending(self) -> bool:
-        """Whether something has changed that no batch holds."""
-
     def ready(self) -> None:
         """Raises RuntimeError where `cut` must not be called: while the application has a transaction open."""
 

@@ -13,6 +13,7 @@ from ocapn import (
     E,
     MemoryNetwork,
     Promise,
+    Ref,
     RemoteError,
     Resolver,
     SessionEnded,
@@ -241,6 +242,34 @@ async def test_a_part_is_a_promise_to_send_to() -> None:
         for shop in (Shop(), await far(a, b, Shop())):
             assert await field(E(shop).later(), "owner").balance() == 9
             assert await E(index(field(E(shop).all(), "list"), 0)).balance() == 1
+
+
+@trio_test
+async def test_parts_that_are_held_are_told_together() -> None:
+    """However they are awaited: one after the other takes no longer than one does."""
+    async with linked_peers("a", "b", network=MemoryNetwork(delay=lambda a, b: 1.0)) as (a, b):
+        shop = await far(a, b, Shop())
+        start = trio.current_time()
+        for part in [index(field(E(shop).all(), "list"), 1) for _ in range(10)]:
+            assert await part == {"deep": Tagged("price", 12)}
+        assert trio.current_time() - start < 3
+        await quiet(a, b)
+
+
+@trio_test
+async def test_of_parts_that_are_not_held_or_only_sent_to_nothing_is_told() -> None:
+    async with linked_peers("a", "b") as (a, b):
+        shop = await far(a, b, Shop())
+        await quiet(a, b)
+        trace = Trace(between(b, a))
+        part = field(E(shop).all(), "owner")
+        sent = E(part).balance()
+        field(E(shop).all(), "list")
+        await settle()
+        assert not trace.sent("op:listen")
+        assert await sent == 9
+        assert isinstance(await part, Ref)
+        assert len(trace.sent("op:listen")) == 1
 
 
 @trio_test

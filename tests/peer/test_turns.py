@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable
+from contextvars import ContextVar
 from itertools import pairwise
 from typing import Any
 
@@ -22,6 +23,7 @@ from ocapn import (
     make_promise,
     method,
     send_only,
+    target,
 )
 from ocapn.testing import linked_peers, quiet
 from tests.peer.support import Echo, Gate, Recorder, between, far, settle
@@ -306,6 +308,85 @@ async def test_a_target_whose_method_has_not_begun_holds_up_no_other_target() ->
         send_only(other).sync()
         await settle()
         assert order == ["other sync", "slow", "slow sync"]
+
+
+class _Passes(trio.abc.Instrument):
+    """Counts passes of the loop."""
+
+    count = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.count += 1
+
+
+@trio_test
+async def test_async_methods_of_one_target_begin_in_one_pass_and_in_order() -> None:
+    """What is no `async` method waits for those before it."""
+    passes = _Passes()
+
+    class Stepping(Target):
+        def __init__(self) -> None:
+            self.begun: list[tuple[int, int]] = []
+
+        @method
+        async def run(self, number: int) -> None:
+            self.begun.append((number, passes.count))
+            await trio.lowlevel.checkpoint()
+
+        @method
+        def sync(self, number: int) -> None:
+            self.begun.append((number, passes.count))
+
+    async with linked_peers("a", "b") as (a, b):
+        stepping = Stepping()
+        here = await far(a, b, stepping)
+        calls = target(stepping.run)
+        there = await far(a, b, calls)
+        await quiet(a, b)
+        trio.lowlevel.add_instrument(passes)
+        for receiver in (stepping, here):
+            stepping.begun.clear()
+            promises = [E(receiver).run(number) for number in range(40)]
+            promises += [E(receiver).sync(40), E(receiver).run(41)]
+            for promise in promises:
+                await promise
+            assert [number for number, _ in stepping.begun] == list(range(42))
+            first, last = stepping.begun[0][1], stepping.begun[39][1]
+            assert first == last < stepping.begun[40][1] < stepping.begun[41][1]
+        stepping.begun.clear()
+        for promise in [E(there)(number) for number in range(40)]:
+            await promise
+        assert [number for number, _ in stepping.begun] == list(range(40))
+        assert stepping.begun[0][1] == stepping.begun[39][1]
+        trio.lowlevel.remove_instrument(passes)
+
+
+@trio_test
+async def test_a_method_sees_nothing_of_the_context_of_another() -> None:
+    """Whoever ends as the last has what waits run."""
+    mark: ContextVar[str] = ContextVar("mark", default="none")
+    seen: list[str] = []
+
+    class Marking(Target):
+        @method
+        async def marks(self) -> None:
+            await trio.lowlevel.checkpoint()
+            mark.set("of another")
+            send_only(self).sync()
+            send_only(self).task()
+
+        @method
+        def sync(self) -> None:
+            seen.append(mark.get())
+
+        @method
+        async def task(self) -> None:
+            seen.append(mark.get())
+
+    async with linked_peers("a"):
+        await E(Marking()).marks()
+        await settle()
+    assert seen == ["none", "none"]
 
 
 # Sync and async methods

@@ -10,7 +10,7 @@ import trio
 import durable
 import ocapn
 from durable.store import Changes
-from ocapn import E, MemoryNetlayer, MemoryNetwork, is_settled, open_peer, send_only
+from ocapn import E, MemoryNetlayer, MemoryNetwork, is_settled, make_promise, open_peer, send_only
 from tests.restart.support import Echo, Ledger, inside, linked, two
 from tests.support import trio_test, trio_test_real
 
@@ -130,6 +130,42 @@ async def test_an_async_method_begins_after_the_commit_of_its_frame_and_not_agai
         with pytest.raises(ocapn.RemoteError, match=r"^PeerRestarted: "):
             await answer
         assert b.baggage["ledger"].seen == (1, 2)
+
+
+@trio_test
+async def test_async_methods_that_are_called_together_begin_after_one_commit_and_end_before_another() -> None:
+    async with two() as (a, b):
+        ref = await linked(a, b)
+        await b.peer.settled()
+        before = b.disk.commits
+        promises = [E(ref).later(number) for number in range(50)]
+        assert [await promise for promise in promises] == list(range(50))
+        assert b.disk.commits - before <= 6  # with what is acknowledged meanwhile
+        assert b.baggage["ledger"].seen == tuple(range(50))
+
+
+@trio_test_real
+async def test_what_is_on_disk_is_awaited_without_waiting_for_what_is_not() -> None:
+    gate = Gate()
+    async with open_peer([MemoryNetlayer(MemoryNetwork(), "a")], baggage=gate):
+        echo = Echo()
+        on_disk = E(echo).echo(1)
+        assert await on_disk == 1
+        gate.open.clear()
+        try:
+            gate["changed"] = 1
+            for _ in range(100):
+                assert await on_disk == 1
+            await moment()  # the change is on its way
+            assert await on_disk == 1
+            promise, resolver = make_promise()
+            resolver.fulfill(on_disk)
+            with trio.move_on_after(0.05) as waiting:
+                await promise
+            assert waiting.cancelled_caught
+        finally:
+            gate.open.set()
+        assert await promise == 1
 
 
 @pytest.mark.parametrize("late", [0, 1, 2, 3, 5, 8, 12, 20])
