@@ -116,6 +116,11 @@ class Commits:
         """Whether the keeper has failed: nothing is committed or shown any more."""
         return self._node.failure is not None
 
+    @property
+    def writing(self) -> bool:
+        """Whether what is shown now would wait for others to be on disk."""
+        return bool(self._writing)
+
     def show(self, result: TurnResult) -> None:
         """Shows what turns have left behind, once it is committed. Raises what `Keeper.cut` raises."""
         if self.failed:

@@ -72,6 +72,9 @@ class Owner(Protocol):
     def pump(self) -> None:
         """Runs turns, and sends what came of them."""
 
+    def pump_soon(self) -> None:
+        """Likewise, now or soon."""
+
     def established(self, connection: Connection) -> None:
         """The connection has become a session."""
 
@@ -374,14 +377,14 @@ class Connection:
                     # Alone in its batch, so that it is soon known not to end the process.
                     first = next(i for i, message in enumerate(messages) if not is_ack(message)) + 1
                     messages, rest = messages[:first], messages[first:]
-                peer.busy = True  # `pump` follows: nobody has to be woken for it
+                peer.busy = True  # `pump_soon` follows: nobody has to be woken for it
                 try:
                     with peer.turns:
                         taken = peer.node.receive(session, messages, peer.limits.slice_turns)
                     self._early = messages[taken:] + rest
                 finally:
                     peer.busy = False
-                    peer.pump()
+                    peer.pump_soon()
                 del messages  # while this waits for more, which may be long
                 self.public.make_room()
                 while self._full():

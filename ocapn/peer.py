@@ -310,6 +310,13 @@ class Peer:
         if not node.idle:
             self._wakeup.set()
 
+    def pump_soon(self) -> None:
+        """As `pump`; but while a batch is on its way to disk, what the messages of a whole pass leave is one batch."""
+        if self._commits is not None and self._commits.writing:
+            self._wakeup.set()
+        else:
+            self.pump()
+
     def _show(self) -> None:
         """Sends and tells what turns, or the application, have left to be sent and told."""
         if self._commits is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 import trio
@@ -166,6 +168,41 @@ async def test_what_is_on_disk_is_awaited_without_waiting_for_what_is_not() -> N
         finally:
             gate.open.set()
         assert await promise == 1
+
+
+@trio_test_real
+async def test_while_the_disk_is_busy_what_comes_of_all_sessions_in_a_pass_is_one_batch() -> None:
+    class Counting(Gate):
+        cuts = 0
+
+        def cut(self) -> Any:
+            batch = super().cut()
+            self.cuts += batch is not None
+            return batch
+
+    network = MemoryNetwork()
+    gate = Counting()
+    async with AsyncExitStack() as stack:
+        b = await stack.enter_async_context(open_peer([MemoryNetlayer(network, "b")], baggage=gate))
+        ledger = gate.provide("ledger", Ledger)
+        uri = b.export(ledger)
+        refs = []
+        for number in range(20):
+            peer = await stack.enter_async_context(open_peer([MemoryNetlayer(network, f"a{number}")]))
+            refs.append(await peer.enliven(uri))
+        await moment()
+        gate.open.clear()
+        try:
+            gate["changed"] = 1
+            await moment()  # on its way
+            gate.cuts = 0
+            answers = [E(ref).note(1) for ref in refs]
+            await moment()
+            assert len(ledger.seen) == 20
+            assert 0 < gate.cuts <= 4
+        finally:
+            gate.open.set()
+        assert sorted([await answer for answer in answers]) == list(range(1, 21))
 
 
 @pytest.mark.parametrize("late", [0, 1, 2, 3, 5, 8, 12, 20])
