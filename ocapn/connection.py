@@ -384,7 +384,10 @@ class Connection:
                     self._early = messages[taken:] + rest
                 finally:
                     peer.busy = False
-                    peer.pump_soon()
+                    if self._early:
+                        peer.pump()
+                    else:
+                        peer.pump_soon()
                 del messages  # while this waits for more, which may be long
                 self.public.make_room()
                 while self._full():

@@ -11,8 +11,12 @@ import trio
 
 import durable
 import ocapn
+from durable.records import MARK, decode_row
+from durable.sessions import SessionKeeper
 from durable.store import Changes
 from ocapn import E, MemoryNetlayer, MemoryNetwork, is_settled, make_promise, open_peer, send_only
+from ocapn.captp.session import Session
+from ocapn.commits import Commits
 from tests.restart.support import Echo, Ledger, inside, linked, two
 from tests.support import trio_test, trio_test_real
 
@@ -203,6 +207,44 @@ async def test_while_the_disk_is_busy_what_comes_of_all_sessions_in_a_pass_is_on
         finally:
             gate.open.set()
         assert sorted([await answer for answer in answers]) == list(range(1, 21))
+
+
+@trio_test
+async def test_the_first_frame_after_a_restart_is_alone_in_its_batch_though_the_disk_is_busy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """If it ends the process, nothing is lost with it that came behind it."""
+    monkeypatch.setattr(Commits, "writing", property(lambda self: True))
+    cut = durable.Baggage.cut
+    seen: list[object] = []
+
+    def noting(self: durable.Baggage) -> Any:
+        batch = cut(self)
+        for (table, _), row in () if batch is None else batch.changes.items():
+            if table == "object" and row is not None:
+                seen.append(decode_row(row, table)[2].get("seen"))
+        return batch
+
+    tries = SessionKeeper.tries
+    tried: list[int] = []
+
+    def trying(self: SessionKeeper, session: Session) -> int:
+        tried.append(session.received + 1)
+        return tries(self, session)
+
+    async with two() as (a, b):
+        ref = await linked(a, b)
+        await b.peer.settled()
+        b.crash()
+        answers = [E(ref).note(number) for number in range(5)]
+        await moment()
+        monkeypatch.setattr(durable.Baggage, "cut", noting)
+        monkeypatch.setattr(SessionKeeper, "tries", trying)
+        await b.start()
+        assert [await answer for answer in answers] == [1, 2, 3, 4, 5]
+    assert len(tried) == 1  # it, and none behind it
+    assert len(seen) > 1
+    assert seen[0] == {MARK + "t": [0]}
 
 
 @pytest.mark.parametrize("late", [0, 1, 2, 3, 5, 8, 12, 20])
