@@ -320,7 +320,7 @@ class SessionKeeper:
     def _save_record(self, session: Session, frames: Frames, stored: _Stored) -> None:
         tables, form, terms = session.tables, session.form, frames.terms
         handoffs = session.handoffs
-        away = self._away()
+        offset = self._clock_offset()
         record = [
             session.key.seed,
             session.peer_key,
@@ -337,7 +337,7 @@ class SessionKeeper:
             [frames.acked_digest, frames.taken_digest, frames.sent_digest],
             [tables.next_export, tables.next_question],
             [handoffs.next, handoffs.floor, sorted(handoffs.used)],
-            0 if session.attached else int(away + frames.since),
+            0 if session.attached else int(offset + frames.since),
         ]
         if progress != stored.progress:
             stored.progress = progress
@@ -345,9 +345,9 @@ class SessionKeeper:
 
         about = [
             _VERSION,
-            int(away + session.begun),
-            int(away + session.renewed),
-            int(away + session.last_heard),
+            int(offset + session.begun),
+            int(offset + session.renewed),
+            int(offset + session.last_heard),
         ]
         for now, then in zip(about, stored.about or [0] * 4, strict=True):
             if abs(now - then) >= _ABOUT_STEP:
@@ -355,8 +355,8 @@ class SessionKeeper:
                 self._baggage.put("node", _ABOUT + session.id, encode(about))
                 break
 
-    def _away(self) -> float:
-        """What makes of a time on the node's clock seconds since 1970."""
+    def _clock_offset(self) -> float:
+        """Added to a time on the node's clock it gives the seconds since 1970."""
         return time.time() - self._node.now()
 
     def _erase(self, session: Session) -> None:
@@ -561,7 +561,7 @@ class SessionKeeper:
         used.next, used.floor, used.used = handoffs[0], handoffs[1], set(handoffs[2])
         self._stored[session_id] = stored
         self._slots.load(session)
-        stored.about = [version, *(int(self._away() + at) for at in (begun, renewed, heard))]
+        stored.about = [version, *(int(self._clock_offset() + at) for at in (begun, renewed, heard))]
         asleep = 0.0 if not since else max(0.0, time.time() - since)
         session.restored(frames, node.now() - asleep)
         session.last_heard = min(session.last_heard, heard)

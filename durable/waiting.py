@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextvars import copy_context
 from functools import partial
 from typing import Any, Final, final
 
@@ -73,7 +74,7 @@ class Told(CoreTarget):
         self.method = method
 
     def call(self, args: list[object]) -> object:
-        getattr(self.obj, self.method)(*args)
+        copy_context().run(getattr(self.obj, self.method), *args)  # what it leaves there is for nobody else
         return None
 
 

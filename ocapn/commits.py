@@ -110,6 +110,7 @@ class Commits:
         self._idle = trio.Event()
         self._stopped = trio.Event()
         node.step += 1  # what changes from now on is to be committed
+        node.once_committed = self._once_committed
 
     @property
     def failed(self) -> bool:
@@ -140,6 +141,13 @@ class Commits:
         else:
             self._steps.append(step)
             self._begin()
+
+    def _once_committed(self, number: int, tell: Callable[[], None]) -> None:
+        for step in (*self._writing, *self._steps):
+            if step.number == number:
+                step.events.append(tell)
+                return
+        self._node.event(tell)
 
     def ready(self) -> None:
         """To be called before what is to be shown is taken. Raises RuntimeError inside a transaction."""
@@ -180,6 +188,7 @@ class Commits:
                 raise
             for batch in batches:
                 self._keeper.written(batch)
+        self._node.committed = self._node.step
 
     async def run(self) -> None:
         """Writes for as long as it runs. Raises what `Keeper.write` raises: nothing is shown any more then."""

@@ -42,7 +42,7 @@ class Owner(Protocol):
     """What a connection needs of the peer that it belongs to."""
 
     limits: Limits
-    #: While true, sends do not wake anybody: `pump` is about to be called.
+    #: While true, sends do not wake anybody: `pump` or `pump_soon` is about to be called.
     busy: bool
 
     #: Connections that read on once turns have run.
@@ -377,14 +377,14 @@ class Connection:
                     # Alone in its batch, so that it is soon known not to end the process.
                     first = next(i for i, message in enumerate(messages) if not is_ack(message)) + 1
                     messages, rest = messages[:first], messages[first:]
-                peer.busy = True  # `pump_soon` follows: nobody has to be woken for it
+                peer.busy = True  # a pump follows: nobody has to be woken for it
                 try:
                     with peer.turns:
                         taken = peer.node.receive(session, messages, peer.limits.slice_turns)
                     self._early = messages[taken:] + rest
                 finally:
                     peer.busy = False
-                    if self._early:
+                    if session.restarted:  # until that frame is in a batch, the next would be tried like it
                         peer.pump()
                     else:
                         peer.pump_soon()

@@ -12,6 +12,7 @@ from typing import Final, Protocol, final
 
 import trio
 
+from ocapn.callbacks import start_soon
 from ocapn.captp.handshake import Crossed, Handshake, State, is_lasting
 from ocapn.captp.resume import KEPT, Refusal
 from ocapn.captp.session import Session as CoreSession
@@ -21,7 +22,6 @@ from ocapn.errors import Aborted, BadLocator, ConnectFailed, Disconnected, OCapN
 from ocapn.model.locators import PeerLocator
 from ocapn.netlayers.base import Netlayer
 from ocapn.policies import Reconnect
-from ocapn.references import current_caller
 
 log: Final = logging.getLogger("ocapn.session")
 
@@ -174,7 +174,7 @@ class Dialler:
         if wanted is None:
             wanted = self._wanted[locator] = _Wanted()
             if self._nursery is not None:
-                self._nursery.start_soon(self._dial, locator, wanted)
+                start_soon(self._nursery, self._dial, locator, wanted)
         wanted.callbacks.append(callback)
 
     def session_now(self, locator: PeerLocator) -> CoreSession | None:
@@ -246,7 +246,6 @@ class Dialler:
 
     async def _dial(self, locator: PeerLocator, wanted: _Wanted) -> None:
         """Dials until there is a session, or says why there is none."""
-        current_caller.set(None)  # whoever's turn it was that wanted it
         if self._wanted.get(locator) is not wanted:
             return  # it came in before this task began; who wanted it was told
         try:

@@ -6,12 +6,14 @@ This module is compiled where the core is (spec/building.md): every message that
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import copy_context
 from types import CoroutineType
 from typing import Any, Final, cast, final
 
 from ocapn.captp.handles import LocalTarget, PromiseHandle, RefHandle
 from ocapn.captp.node import Turn
 from ocapn.captp.passing import copy_result
+from ocapn.errors import RemoteError
 from ocapn.limits import Limits
 from ocapn.references import Target, current_caller
 
@@ -33,15 +35,29 @@ class Invoker:
     def starts(self, turn: Turn) -> bool:
         """`Node.starts`."""
         target = turn.target
-        return isinstance(target, Target) and target._ocapn_starts(turn.args)
+        if not isinstance(target, Target):
+            return False
+        try:
+            starts: bool = target._ocapn_entry(turn.args).starts
+        except RemoteError:
+            return False
+        return starts
 
     def invoke(self, turn: Turn) -> object:
         """`Node.invoke`."""
         target = turn.target
         assert isinstance(target, Target)
+        args = turn.args
+        entry = target._ocapn_entry(args)
+        given = len(args) - entry.bound
+        if not entry.least <= given <= entry.most:
+            entry.check(given)
         _set_caller(turn.source)
-        try:
-            result = target._ocapn_call(turn.args)
+        try:  # in a context of its own: what it leaves there is for nobody else
+            if entry.bound:
+                result = copy_context().run(entry.function, target, *args[1:])
+            else:
+                result = copy_context().run(entry.function, *args)
         finally:
             _set_caller(None)
         kind = type(result)

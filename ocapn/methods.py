@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextvars import copy_context
 from types import CoroutineType
 from typing import Any, Final, final
 
 import trio
 
-from ocapn.callbacks import caught
+from ocapn.callbacks import caught, start_soon
 from ocapn.captp.delivery import crossing
 from ocapn.captp.node import LATER, Node, Turn
 from ocapn.captp.passing import copy_result
@@ -70,7 +69,6 @@ class Methods:
     """
 
     __slots__ = (
-        "_context",
         "_kept",
         "_limits",
         "_node",
@@ -105,14 +103,11 @@ class Methods:
         self._uncommitted: set[_Call] = set()
         #: And the others, in order: for each there is a task, which takes the first, as trio starts tasks in no order.
         self._unbegun: deque[_Call] = deque()
-        #: Of no application: no method is to see what another one has left in its context.
-        self._context = copy_context()
         self._nursery: trio.Nursery | None = None
 
     def run_in(self, nursery: trio.Nursery) -> None:
-        """The nursery that methods run in, before the first is started, and their context."""
+        """The nursery that methods run in, before the first is started."""
         self._nursery = nursery
-        self._context = copy_context()
 
     def cancel(self) -> None:
         """Cancels what runs, and what will."""
@@ -124,19 +119,26 @@ class Methods:
         for call in self._uncommitted:
             call.coroutine.close()
 
+    def room(self, source: CoreSession | None) -> bool:
+        """Whether methods may be called before those called earlier have begun: not so many that a pass of the loop
+        becomes long, nor so many that those which are quick have no time to end before there are too many."""
+        unbegun = len(self._uncommitted) + len(self._unbegun)
+        running = self._running.get(self._key(source), 0)
+        return unbegun < self._limits.slice_turns and running < self._limits.running_methods // 2
+
+    def _key(self, source: CoreSession | None) -> int:
+        """What a method counts for. If the session is over, nobody counts what it has running."""
+        return id(source) if source is None or source in self._publics else _LATE
+
     def start(self, coroutine: CoroutineType[Any, Any, object], turn: Turn) -> object:
         """Makes an `async` method a task. Messages to its target wait until it has run its first step."""
         source = turn.source
-        key = id(source)
+        key = self._key(source)
         running = self._running.get(key, 0)
         scopes = self._scopes
         if source is not None:
-            public = self._publics.get(source)
-            if public is None:  # the session is over: nobody will count what it has running
-                key = _LATE
-                running = self._running.get(key, 0)
-            else:
-                scopes = public.methods
+            if key != _LATE:
+                scopes = self._publics[source].methods
             if running >= self._limits.running_methods:
                 coroutine.close()
                 raise TooBusy(f"{running} methods run for this session already")
@@ -156,7 +158,7 @@ class Methods:
     def _begin(self, call: _Call) -> None:
         assert self._nursery is not None
         self._uncommitted.discard(call)
-        self._context.copy().run(self._nursery.start_soon, self._run_next)
+        start_soon(self._nursery, self._run_next)
         self._unbegun.append(call)
 
     async def _run_next(self) -> None:
@@ -164,13 +166,14 @@ class Methods:
         with trio.CancelScope() as scope:
             call.scopes.add(scope)
             try:
-                await self._run_method(call.coroutine, call.turn, call.key)
+                await self._run_method(call)
             finally:
                 call.scopes.discard(scope)
 
-    async def _run_method(self, coroutine: CoroutineType[Any, Any, object], turn: Turn, key: int) -> None:
+    async def _run_method(self, call: _Call) -> None:
         # trio runs this task without a break up to the coroutine's first checkpoint, so what is let go here, and the
         # method that the next task takes, is begun only after that first step.
+        turn, key = call.turn, call.key
         self._node.go_on(turn.target)
         current_caller.set(turn.source)
         answer = turn.answer
@@ -184,7 +187,7 @@ class Methods:
         try:
             result: object = LATER
             with caught(failed):
-                result = copy_result(await coroutine, self._limits)
+                result = copy_result(await call.coroutine, self._limits)
             if answer is not None and result is not LATER:
                 answer.resolve(result)
         except BaseException:  # cancelled, maybe in a group
@@ -200,7 +203,8 @@ class Methods:
             else:
                 del self._running[key]
         if not self._running:  # else others may end in this pass as well: what they leave goes out after it
-            self._context.copy().run(self._pump)
+            assert self._nursery is not None
+            self._nursery.parent_task.context.copy().run(self._pump)  # what it runs is not to see this one's
 
     def outlive(self, session: CoreSession, public: Session) -> None:
         """Methods run on though their session has ended: as many as one session may have, for all that have."""

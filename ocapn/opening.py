@@ -59,8 +59,9 @@ async def open_peer(
     block raises leaves as it is; a bug in the library ends the block, and leaves in an exception group.
 
     A baggage that cannot be written any more (a full disk, an I/O error) ends the block too: `durable.BaggageFailed`
-    leaves as it is, together with what the block has raised of its own in a group. Whoever awaits a promise or
-    `settled` meanwhile, in whatever task, gets it as well; nothing that is not on disk was seen by anybody.
+    leaves as it is, together with what the block has raised of its own in a group. Whoever awaits `settled`
+    meanwhile, or a promise of which the outcome is not on disk, in whatever task, gets it as well: nothing that is not
+    on disk was seen by anybody.
     """
     transports = [netlayer.transport for netlayer in netlayers]
     if not transports or len(set(transports)) != len(transports):

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, cast, final, overload
 import trio
 
 from ocapn.accepting import Acceptor
+from ocapn.callbacks import start_soon
 from ocapn.captp.bootstrap import FETCH
 from ocapn.captp.handles import LocalTarget, PromiseHandle, RefHandle
 from ocapn.captp.node import Introduction, Node, Turn
@@ -89,22 +90,22 @@ class Peer:
         self._closing = False
         self._all_closed = trio.Event()
         self.paused: list[Connection] = []
-        self.busy = False  # in `pump`, or about to call it
+        self.busy = False  # in `pump`, or about to call it or `pump_soon`
         self._service: trio.Nursery | None = None
         form = form_of(dialect)
         forms = {locator: form_of(name) for locator, name in dialects.items()}
         self._connected: dict[PeerLocator, SupervisedConnection] = {}
         self._dialler = Dialler(self, self._netlayers, form, forms, self._connected, self._forget)
         self._acceptor = Acceptor(self, self._netlayers.values(), form, self._dialler)
-        invoker = Invoker(limits, self._start)
+        self._invoker = Invoker(limits, self._start)
         self.node = self._node = Node(
             limits=limits,
             now=trio.lowlevel.current_clock().current_time,
             random=secrets.token_bytes,
             make_ref=Ref,
             make_promise=Promise,
-            invoke=invoker.invoke,
-            starts=invoker.starts,
+            invoke=self._invoker.invoke,
+            starts=self._starts,
             connect=self._dialler.connect,
             wake=self._wake,
             wake_from_finaliser=self._wake_from_finaliser,
@@ -129,7 +130,7 @@ class Peer:
         if storage is None:
             storage = MemoryStorage(limits.storage, now=trio.current_time)
         self._keeping = Keeping(storage, limits.storage, storage_identity)
-        self._registry = Registry(self._node, self._keeping, lease, self._connected)
+        self._registry = Registry(self._keeping, lease, self._connected)
         self._node.public = self._registry.caller
         self._methods = Methods(self._node, limits, self._registry.publics, baggage is not None, self.pump)
 
@@ -223,11 +224,10 @@ class Peer:
                 raise ValueError(f"{locator.uri} is kept with another policy: disconnect that first")
             return connection
         connection = self._connected[locator] = SupervisedConnection(self, self._dialler, locator, policy)
-        self._service.start_soon(self._keep, connection)
+        start_soon(self._service, self._keep, connection)
         return connection
 
     async def _keep(self, connection: SupervisedConnection) -> None:
-        current_caller.set(None)  # whoever has asked for it
         try:
             await connection.run()
         finally:
@@ -365,6 +365,9 @@ class Peer:
             await self._keeping.sweep()
             self.pump()
 
+    def _starts(self, turn: Turn) -> bool:
+        return self._methods.room(turn.source) and self._invoker.starts(turn)
+
     def _start(self, coroutine: CoroutineType[Any, Any, object], turn: Turn) -> object:
         """For the node, which is there before the methods are."""
         return self._methods.start(coroutine, turn)
@@ -461,6 +464,7 @@ class Peer:
         self._token = trio.lowlevel.current_trio_token()
         self._node.thread = threading.get_ident()
         current_node.set(self._node)
+        current_caller.set(None)  # it may be a method that has opened this peer
         with trio.CancelScope(shield=True):
             async with trio.open_nursery() as methods:
                 self._methods.run_in(methods)

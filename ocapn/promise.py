@@ -95,6 +95,10 @@ async def waited(node: Node, event: trio.Event) -> None:
         raise fresh(lost[0])
 
 
+def _other_thread() -> WrongContext:
+    return WrongContext("a promise is awaited in the thread of its peer")
+
+
 def _others_ran(node: Node) -> None:
     node.awaits_left = _IN_A_ROW
     node.awaits_until = node.now() + _LONG
@@ -128,7 +132,7 @@ class Promise(PromiseHandle):
         node = vow.node
         if vow.state == PENDING:
             if node.thread != get_ident():
-                raise WrongContext("a promise is awaited in the thread of its peer")
+                raise _other_thread()
             node.waits()
             waiter = _Waiter(trio.lowlevel.current_task())
             vow.add(waiter)
@@ -153,8 +157,10 @@ class Promise(PromiseHandle):
                 yield from checkpoint().__await__()
                 _others_ran(node)
         else:  # what settled it may not be on disk yet
+            if node.thread != get_ident():
+                raise _other_thread()
             committed = trio.Event()
-            node.event(committed.set)
+            node.once_committed(vow.step, committed.set)
             yield from waited(node, committed).__await__()
         value = vow.value
         if vow.state != FULFILLED:
@@ -202,7 +208,7 @@ def untag(promise: Promise, tag: str) -> Promise:
 
 
 def is_settled(promise: Promise) -> bool:
-    """Whether `await promise` would not wait: it is fulfilled or broken."""
+    """Whether it is fulfilled or broken. With a baggage, `await` may wait until that is on disk."""
     return promise._vow.end().state != PENDING
 
 

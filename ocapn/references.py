@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextvars import ContextVar
-from inspect import Parameter, iscoroutinefunction, signature
+from inspect import CO_COROUTINE, Parameter, signature
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, final, overload
 
 import trio
@@ -51,17 +51,19 @@ def method(function: _F | None = None, /, *, name: str | None = None) -> _F | Ca
 
 
 class _Entry:
-    """A callable with the number of arguments that it takes, not counting `self`.
+    """A callable with the number of arguments that it takes: of a `bound` one without `self`, and the method's name.
 
     Of one that `starts`, a call makes a coroutine and runs nothing yet.
     """
 
-    __slots__ = ("function", "least", "most", "name", "starts")
+    __slots__ = ("bound", "function", "least", "most", "name", "starts")
 
     def __init__(self, name: str, function: Callable[..., object], bound: bool) -> None:
         self.name = name
         self.function = function
-        self.starts = iscoroutinefunction(function)
+        self.bound = bound
+        code = getattr(function, "__code__", None)
+        self.starts = bool(getattr(code, "co_flags", 0) & CO_COROUTINE)
         self.least = 0
         self.most: float = 0
         try:
@@ -114,8 +116,8 @@ class Target(LocalTarget):
                     entries.setdefault(name, _Entry(name, value, bound=True))
         cls._ocapn_methods = entries
 
-    def _ocapn_call(self, args: list[object]) -> object:
-        """Runs a message. Raises RemoteError if it names no method, or with the wrong number of arguments."""
+    def _ocapn_entry(self, args: list[object]) -> _Entry:
+        """What a message calls. Raises RemoteError if it names no method."""
         name = args[0] if args else None
         method_name = name.name if isinstance(name, Symbol) else name
         entry = self._ocapn_methods.get(method_name) if isinstance(method_name, str) else None
@@ -123,17 +125,7 @@ class Target(LocalTarget):
             if isinstance(method_name, str):
                 raise RemoteError(f"no method is called {method_name[:100]!r}")
             raise RemoteError("a message to this object begins with the name of a method")
-        given = len(args) - 1
-        if not entry.least <= given <= entry.most:
-            entry.check(given)
-        return entry.function(self, *args[1:])
-
-    def _ocapn_starts(self, args: list[object]) -> bool:
-        """Whether the message calls an `async` method: `_ocapn_call` runs nothing of it."""
-        name = args[0] if args else None
-        method_name = name.name if isinstance(name, Symbol) else name
-        entry = self._ocapn_methods.get(method_name) if isinstance(method_name, str) else None
-        return entry is not None and entry.starts
+        return entry
 
 
 @final
@@ -143,12 +135,8 @@ class _FunctionTarget(Target):
     def __init__(self, function: Callable[..., object]) -> None:
         self._entry = _Entry(getattr(function, "__name__", "the function"), function, bound=False)
 
-    def _ocapn_call(self, args: list[object]) -> object:
-        self._entry.check(len(args))
-        return self._entry.function(*args)
-
-    def _ocapn_starts(self, args: list[object]) -> bool:
-        return self._entry.starts
+    def _ocapn_entry(self, args: list[object]) -> _Entry:
+        return self._entry
 
     def __repr__(self) -> str:
         return f"<target {self._entry.name}>"

@@ -8,12 +8,11 @@ from weakref import WeakValueDictionary
 
 import trio
 
-from ocapn.captp.node import Node
+from ocapn.callbacks import start_soon
 from ocapn.captp.session import Session as CoreSession
 from ocapn.dialling import Supervisor
 from ocapn.leases import Lease, Tenure
 from ocapn.model.locators import PeerLocator
-from ocapn.references import current_caller, current_node
 from ocapn.sessions import Keeping, Session
 
 
@@ -22,9 +21,8 @@ class Registry:
     """`lease` is for sessions whose supervisor, by the location of their peer, has none of its own."""
 
     def __init__(
-        self, node: Node, keeping: Keeping, lease: Lease | None, supervisors: Mapping[PeerLocator, Supervisor]
+        self, keeping: Keeping, lease: Lease | None, supervisors: Mapping[PeerLocator, Supervisor]
     ) -> None:
-        self._node = node
         self._keeping = keeping
         self._lease = lease
         self._supervisors = supervisors
@@ -90,10 +88,8 @@ class Registry:
             return
         tenure = public.tenure = self.tenures[public] = Tenure(public, lease)
         if self._nursery is not None:
-            self._nursery.start_soon(self._watch_over, public, tenure)
+            start_soon(self._nursery, self._watch_over, public, tenure)
 
     async def _watch_over(self, public: Session, tenure: Tenure) -> None:
-        current_node.set(self._node)  # whoever has begun the session
-        current_caller.set(None)
         await tenure.run()
         del self.tenures[public]

@@ -388,9 +388,9 @@ class Vow:
             self._settle(BROKEN, error)
 
     def _settle(self, state: int, value: object) -> None:
-        self.state = state
         self.step = self.node.step
         self.value = bare(value) if state == BROKEN else value
+        self.state = state  # last: another thread may look
         waiting, self.waiting = self.waiting, None
         if waiting is not None and waiting.items:
             self.node.settle(self, waiting)

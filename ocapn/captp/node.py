@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 import attrs
 
-from ocapn.captp.delivery import PENDING, Queue, RemoteVow, Vow, crossing
+from ocapn.captp.delivery import Queue, RemoteVow, Vow, crossing
 from ocapn.captp.handles import CoreTarget, LocalTarget, PromiseHandle, RefHandle
 from ocapn.captp.handoff import Gifts
 from ocapn.captp.tables import Import
@@ -135,10 +135,10 @@ class Node:
 
     Given to it: `now` (seconds, monotonic), `random` (that many random bytes), `make_ref` and `make_promise`
     (application handles), `invoke` (delivers a turn and returns the result, or LATER; raises what the method
-    raises), `starts` (whether `invoke` would return LATER, and run nothing of the method), `connect` (a session
-    to a locator, told to the callback), `wake` (there is something to do), `wake_from_finaliser` (likewise, called
-    in any thread, in the middle of anything), `collect_soon` (there is garbage to tell other peers of: call
-    `collect_sessions` in a moment, so that it goes in few messages).
+    raises), `starts` (whether `invoke` may be called, and runs nothing of the method: it returns LATER, or raises),
+    `connect` (a session to a locator, told to the callback), `wake` (there is something to do),
+    `wake_from_finaliser` (likewise, called in any thread, in the middle of anything), `collect_soon` (there is
+    garbage to tell other peers of: call `collect_sessions` in a moment, so that it goes in few messages).
     """
 
     def __init__(
@@ -205,10 +205,12 @@ class Node:
         self.dials: dict[PeerLocator, Handshake] = {}
         self.gifts = Gifts(self, limits)
         self._closed = False
-        #: The number of the step that is going on, and of the last that is on disk: of what no later one has changed
-        #: application code may hear. Without a keeper all may be heard at once.
+        #: The number of the step that is going on, and of the last that is on disk: application code may hear of a vow
+        #: that was settled in that or an earlier one. Without a keeper both stay 0.
         self.step = 0
         self.committed = 0
+        #: Calls a function once a step that is not on disk is.
+        self.once_committed: Callable[[int, Callable[[], None]], None] = lambda step, tell: self.event(tell)
         #: Whether the peer is closing: what ends for want of a connection has not ended if it is kept.
         self.leaving = False
         #: Why nothing is committed or shown any more.
@@ -453,7 +455,6 @@ class Node:
     def fail(self, error: BaseException) -> None:
         """What has happened since the last commit is not for anybody to see: who waits for it gets this."""
         self.failure = error
-        self.committed = -1
         self._lose(error)
 
     def waits(self) -> None:
@@ -527,8 +528,8 @@ class Node:
         return ran
 
     def hold_back(self, target: LocalTarget) -> None:
-        """A method of `target` was called and has not begun. Until `go_on`, messages to it wait, as none may overtake
-        it: but for those that call further methods which begin later, and so behind it."""
+        """A method of `target` was called and has not begun: messages to it wait until all such have (`go_on`). Only
+        calls that begin later too (`starts`) do not wait, as they begin in the order of the calls."""
         held = self._held_back.get(id(target))
         if held is None:
             held = self._held_back[id(target)] = _HeldBack()
@@ -629,10 +630,12 @@ class Node:
 
     def _hear(self) -> None:
         """Asks for the parts that are held, and not only for what was sent to them: at once, and not one after the
-        other as they are awaited."""
+        other as they are awaited. Only then is it asked for those that there is not much room for."""
         selected, self._selected = self._selected, []
         for part in selected:
-            if part.state == PENDING and part.held and not part.used and not part.listening:
+            session = part.session
+            wanted = part.held and not part.used and not part.listening
+            if wanted and session.has_room and session.tables.slots < self.limits.slots // 2:
                 part.listen()
 
     def event(self, tell: Callable[[], None]) -> None:

@@ -134,7 +134,7 @@ UNREACHABLE: dict[str, list[Any]] = {
     "a helper": [Sym("helper")],
     "no such method": [Sym("nothing")],
     "a dunder": [Sym("__init__")],
-    "an attribute of the library": [Sym("_ocapn_call"), []],
+    "an attribute of the library": [Sym("_ocapn_entry"), []],
     "no name": [],
     "a number": [1],
     "bytes": [b"fail"],

@@ -11,6 +11,7 @@ import trio
 import durable
 from ocapn import E, MemoryNetlayer, MemoryNetwork, Peer, RemoteError, Target, make_promise, method, open_peer
 from tests.durable.support import again
+from tests.peer.support import CONTEXT
 from tests.support import trio_test
 
 
@@ -58,6 +59,29 @@ async def asking(peer: Peer, baggage: durable.Baggage, other: Peer, slow: Slow) 
     asker.to = await peer.enliven(other.export(slow))
     await settle()  # until the session is durable
     return asker
+
+
+@durable.kind("test.marking", version=1)
+@attrs.define
+class MarkingAsker(Target):
+    """Writes down what it finds in its context, and leaves something there."""
+
+    found: tuple[str, ...] = ()
+
+    def told(self, value: object) -> None:
+        self.found = (*self.found, CONTEXT.get())
+        CONTEXT.set("of a method")
+
+
+@trio_test
+async def test_who_is_told_sees_nothing_of_the_context_of_another() -> None:
+    baggage = durable.MemoryBaggage()
+    async with open_peer([MemoryNetlayer(MemoryNetwork(), "a")], baggage=baggage):
+        asker = baggage.provide("marking", MarkingAsker)
+        durable.when(1, asker, "told")
+        durable.when(2, asker, "told")
+        await settle()
+        assert asker.found == ("none", "none")
 
 
 @trio_test

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, Final
 
 import trio
 import trio.testing
 
-from ocapn import Peer, Promise, Session, Target, method
+from ocapn import E, Peer, Promise, Session, Target, method, send_only
 
 
 class Echo(Target):
@@ -66,6 +67,42 @@ class Gate(Target):
         self.waiting += 1
         await self.opened.wait()
         return value
+
+
+CONTEXT: Final[ContextVar[str]] = ContextVar("CONTEXT", default="none")
+
+
+class Marking(Target):
+    """Sets a variable of its context, and tells what it finds there."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    @method
+    def sets(self) -> None:
+        CONTEXT.set("of a method")
+
+    @method
+    async def sets_and_sends(self) -> None:
+        await trio.lowlevel.checkpoint()
+        CONTEXT.set("of a task")
+        send_only(self).told()
+        send_only(self).told_later()
+
+    @method
+    async def calls(self, other: object) -> None:
+        await E(other).told()
+        await E(other).told_later()
+
+    @method
+    def told(self) -> str:
+        self.seen.append(CONTEXT.get())
+        return CONTEXT.get()
+
+    @method
+    async def told_later(self) -> str:
+        self.seen.append(CONTEXT.get())
+        return CONTEXT.get()
 
 
 async def far(exporter: Peer, importer: Peer, obj: object) -> Any:

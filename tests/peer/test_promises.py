@@ -11,6 +11,8 @@ import trio
 
 from ocapn import (
     E,
+    Limits,
+    MemoryNetlayer,
     MemoryNetwork,
     Promise,
     Ref,
@@ -26,6 +28,7 @@ from ocapn import (
     is_settled,
     make_promise,
     method,
+    open_peer,
     send_only,
     target,
     untag,
@@ -270,6 +273,49 @@ async def test_of_parts_that_are_not_held_or_only_sent_to_nothing_is_told() -> N
         assert await sent == 9
         assert isinstance(await part, Ref)
         assert len(trace.sent("op:listen")) == 1
+        await field(E(shop).all(), "list")  # which listens before the messages are taken
+        assert len(trace.sent("op:listen")) == 2
+
+
+@trio_test
+async def test_of_parts_that_are_held_only_so_many_are_told_as_there_is_room_for() -> None:
+    """The others are asked for when they are awaited, and are not broken meanwhile."""
+    async with linked_peers("a", "b", limits=Limits(slots=20)) as (a, b):
+        shop = await far(a, b, Shop())
+        trace = Trace(between(b, a))
+        whole = E(shop).all()
+        parts = [field(whole, "owner") for _ in range(30)]
+        await settle()
+        assert 0 < len(trace.sent("op:listen")) <= 10
+        assert not any("broken" in repr(part) for part in parts)
+        del parts[:-1]
+        await settle()
+        assert isinstance(await parts[0], Ref)
+
+
+@trio_test
+async def test_parts_that_are_held_do_not_fill_the_outbox_further() -> None:
+    """Who heeds Backpressure does not lose the session of a peer that reads slowly."""
+    network = MemoryNetwork()
+    limits = Limits(outbox_frames=100)
+    async with (
+        open_peer([MemoryNetlayer(network, "a")], limits=limits) as a,
+        open_peer([MemoryNetlayer(network, "b")], limits=limits) as b,
+    ):
+        shop = await far(a, b, Shop())
+        await trio.sleep(1)  # until the session is durable, and all is acknowledged
+        (link,) = network.links_between("a", "b")
+        link.hold()
+        whole = E(shop).all()
+        parts = [field(whole, "list") for _ in range(300)]
+        await settle()
+        held = [part for part in parts if not is_settled(part)]
+        assert len(held) == 99
+        assert between(b, a).stats()["frames_kept"] == 100
+        link.release()
+        for part in held:
+            assert len(await part) == 2
+        assert between(b, a).status == "live"
 
 
 @trio_test

@@ -122,7 +122,7 @@ UNREACHED = [
     "__getattribute__",
     "__repr__",
     "__reduce__",
-    "_ocapn_call",
+    "_ocapn_entry",
     "_ocapn_methods",
     "call",
     "nothing of that name",

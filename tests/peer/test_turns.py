@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 from collections.abc import Callable
-from contextvars import ContextVar
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import trio
 
+import durable
 from ocapn import (
     E,
+    Lease,
     Limits,
+    MemoryNetlayer,
     MemoryNetwork,
     Peer,
     Promise,
+    Reconnect,
     RemoteError,
     Target,
     make_promise,
     method,
+    open_peer,
     send_only,
     target,
 )
+from ocapn.references import current_caller
 from ocapn.testing import linked_peers, quiet
-from tests.peer.support import Echo, Gate, Recorder, between, far, settle
+from tests.peer.support import CONTEXT, Echo, Gate, Marking, Recorder, between, far, settle
 from tests.support import trio_test
 
 # Later turns, never re-entrantly
@@ -144,11 +150,11 @@ async def test_a_bounded_slice_of_turns_runs_of_what_is_read_together() -> None:
         last = [E(ref).note(number) for number in range(500)][-1]
         ran = [0]
 
-        class Passes(trio.abc.Instrument):
+        class Ran(trio.abc.Instrument):
             def before_io_wait(self, timeout: float) -> None:
                 ran.append(len(recorder.seen))
 
-        trio.lowlevel.add_instrument(Passes())
+        trio.lowlevel.add_instrument(Ran())
         await last
         assert recorder.seen == list(range(500))
         passes = [after - before for before, after in pairwise(ran)]
@@ -361,32 +367,126 @@ async def test_async_methods_of_one_target_begin_in_one_pass_and_in_order() -> N
         trio.lowlevel.remove_instrument(passes)
 
 
+@pytest.mark.parametrize("kept", [False, True])
+@trio_test
+async def test_a_bounded_slice_of_async_methods_begins_in_one_pass(kept: bool) -> None:
+    passes = _Passes()
+    begun: list[int] = []
+
+    class Counting(Target):
+        @method
+        async def run(self) -> None:
+            begun.append(passes.count)
+
+    baggage = durable.MemoryBaggage() if kept else None
+    limits = Limits(slice_turns=10)
+    async with open_peer([MemoryNetlayer(MemoryNetwork(), "a")], baggage=baggage, limits=limits):
+        trio.lowlevel.add_instrument(passes)
+        targets = [Counting() for _ in range(3)]
+        for promise in [E(targets[number % 3]).run() for number in range(100)]:
+            await promise
+        trio.lowlevel.remove_instrument(passes)
+    assert len(begun) == 100
+    assert 5 < max(Counter(begun).values()) <= 10 + len(targets)
+
+
+@pytest.mark.parametrize("passes", [0, 5])
+@pytest.mark.parametrize("kept", [False, True])
+@trio_test
+async def test_a_burst_of_calls_of_a_quick_async_method_is_not_too_much(kept: bool, passes: int) -> None:
+    """Though they are more than may run at once: those that have no room yet are turns that wait."""
+
+    class Quick(Target):
+        @method
+        async def run(self, number: int) -> int:
+            for _ in range(passes):
+                await trio.lowlevel.checkpoint()
+            return number
+
+    network = MemoryNetwork()
+    limits = Limits(slice_turns=20, running_methods=50)
+    baggage = durable.MemoryBaggage() if kept else None
+    async with (
+        open_peer([MemoryNetlayer(network, "a")], baggage=baggage, limits=limits) as a,
+        open_peer([MemoryNetlayer(network, "b")]) as b,
+    ):
+        ref = await far(a, b, Quick())
+        promises = [E(ref).run(number) for number in range(300)]
+        assert [await promise for promise in promises] == list(range(300))
+
+
 @trio_test
 async def test_a_method_sees_nothing_of_the_context_of_another() -> None:
-    """Whoever ends as the last has what waits run."""
-    mark: ContextVar[str] = ContextVar("mark", default="none")
-    seen: list[str] = []
+    """Whoever ends as the last has what waits run; and who reads from a connection, what comes over it."""
+    async with linked_peers("a", "b") as (a, b):
+        marking = Marking()
+        for other in (marking, await far(a, b, marking)):
+            await E(other).sets()
+            assert await E(other).told() == await E(other).told_later() == "none"
+            await E(other).sets_and_sends()
+            await settle()
+        function = target(marking.sets)
+        await E(function)()
+        await E(marking).told()
+    assert marking.seen == ["none"] * 9
 
-    class Marking(Target):
+
+@trio_test
+async def test_a_method_sees_nothing_of_the_context_of_whoever_has_dialled() -> None:
+    network, here = MemoryNetwork(), Marking()
+    async with (
+        open_peer([MemoryNetlayer(network, "a")]) as a,
+        open_peer([MemoryNetlayer(network, "b")]) as b,
+    ):
+        sturdyref = b.export(Marking())
+
+        async def dial() -> None:
+            CONTEXT.set("of who dialled")
+            await E(await a.enliven(sturdyref)).calls(here)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(dial)
+        await E(await a.enliven(sturdyref)).calls(here)
+    assert here.seen == ["none"] * 4
+
+
+@trio_test
+async def test_what_a_peer_runs_has_the_context_of_whoever_has_opened_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And not of the method that does, or that wants something kept."""
+    seen: list[object] = []
+    network = MemoryNetwork()
+
+    async def run(self: object) -> None:
+        seen.append((CONTEXT.get(), current_caller.get()))
+        await trio.sleep_forever()
+
+    monkeypatch.setattr("ocapn.supervision.SupervisedConnection.run", run)
+    monkeypatch.setattr("ocapn.leases.Tenure.run", run)
+
+    def authenticate(introduction: object) -> bool:
+        seen.append((CONTEXT.get(), current_caller.get()))
+        return True
+
+    class Opening(Target):
         @method
-        async def marks(self) -> None:
-            await trio.lowlevel.checkpoint()
-            mark.set("of another")
-            send_only(self).sync()
-            send_only(self).task()
+        async def opens(self) -> None:
+            async with open_peer([MemoryNetlayer(network, "inner")], authenticate=authenticate) as inner:
+                await a.enliven(inner.export(Echo()))
+                CONTEXT.set("of a method")
+                await inner.enliven(a.export(Echo()))
+                inner._registry.limit(inner.sessions[0], Lease(idle=60))
+                inner._supervise(b.locator(), Reconnect())
+                await settle()
 
-        @method
-        def sync(self) -> None:
-            seen.append(mark.get())
-
-        @method
-        async def task(self) -> None:
-            seen.append(mark.get())
-
-    async with linked_peers("a"):
-        await E(Marking()).marks()
-        await settle()
-    assert seen == ["none", "none"]
+    async with (
+        open_peer([MemoryNetlayer(network, "a")]) as a,
+        open_peer([MemoryNetlayer(network, "b")]) as b,
+    ):
+        await E(await far(a, b, Opening())).opens()
+    assert len(seen) == 3
+    assert set(seen) == {("none", None)}
 
 
 # Sync and async methods

@@ -17,8 +17,9 @@ from durable.store import Changes
 from ocapn import E, MemoryNetlayer, MemoryNetwork, is_settled, make_promise, open_peer, send_only
 from ocapn.captp.session import Session
 from ocapn.commits import Commits
+from tests.peer.support import CONTEXT, Marking
 from tests.restart.support import Echo, Ledger, inside, linked, two
-from tests.support import trio_test, trio_test_real
+from tests.support import trio_test, trio_test_real, until
 
 
 class Gate(durable.Baggage):
@@ -30,12 +31,21 @@ class Gate(durable.Baggage):
         self.blocks = True
         self.open = threading.Event()
         self.open.set()
+        self.one = threading.Event()  # one is let through though it is not open
+        self.waiting = False
         self.batches: list[int] = []
         self.fail = False
         self.store.on_commit = self._wait
 
     def _wait(self, changes: Changes) -> None:
-        assert self.open.wait(10)
+        self.waiting = True
+        for _ in range(1000):
+            if self.open.wait(0.01) or self.one.is_set():
+                break
+        else:
+            raise AssertionError("nobody lets the commit through")
+        self.waiting = False
+        self.one.clear()
         if self.fail:
             raise OSError("the disk is gone")
         self.batches.append(len(changes))
@@ -139,39 +149,153 @@ async def test_an_async_method_begins_after_the_commit_of_its_frame_and_not_agai
 
 
 @trio_test
-async def test_async_methods_that_are_called_together_begin_after_one_commit_and_end_before_another() -> None:
+async def test_an_async_method_that_begins_with_a_commit_sees_nothing_of_who_waits_for_that() -> None:
+    async with two() as (a, _):
+        marking = Marking()
+        with inside(a):
+            promise = E(marking).told_later()
+        a.peer.node.run(10)
+
+        async def waits() -> None:
+            CONTEXT.set("of who waits")
+            await a.peer.settled()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(waits)
+        assert await promise == "none"
+
+
+@trio_test
+async def test_async_methods_that_are_called_together_begin_after_one_commit_and_end_before_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with two() as (a, b):
         ref = await linked(a, b)
         await b.peer.settled()
-        before = b.disk.commits
-        promises = [E(ref).later(number) for number in range(50)]
-        assert [await promise for promise in promises] == list(range(50))
-        assert b.disk.commits - before <= 6  # with what is acknowledged meanwhile
-        assert b.baggage["ledger"].seen == tuple(range(50))
+        cuts = 0
+        cut = b.baggage.cut
+
+        def counting() -> Any:
+            nonlocal cuts
+            batch = cut()
+            cuts += batch is not None
+            return batch
+
+        monkeypatch.setattr(b.baggage, "cut", counting)
+        for first in range(0, 400, 50):
+            cuts = 0
+            promises = [E(ref).later(number) for number in range(first, first + 50)]
+            assert [await promise for promise in promises] == list(range(first, first + 50))
+            assert cuts <= 6  # with those of acknowledgements, and of what is released
+        assert b.baggage["ledger"].seen == tuple(range(400))
 
 
 @trio_test_real
 async def test_what_is_on_disk_is_awaited_without_waiting_for_what_is_not() -> None:
-    gate = Gate()
-    async with open_peer([MemoryNetlayer(MemoryNetwork(), "a")], baggage=gate):
+    gate, network = Gate(), MemoryNetwork()
+    async with (
+        open_peer([MemoryNetlayer(network, "b")]) as b,
+        open_peer([MemoryNetlayer(network, "a")], baggage=gate) as a,
+    ):
         echo = Echo()
+        gone = await a.enliven(b.export(echo))
+        a.sessions[0].end("over")
+        await a.settled()
         on_disk = E(echo).echo(1)
         assert await on_disk == 1
+        await a.settled()
         gate.open.clear()
         try:
-            gate["changed"] = 1
-            for _ in range(100):
-                assert await on_disk == 1
-            await moment()  # the change is on its way
-            assert await on_disk == 1
             promise, resolver = make_promise()
-            resolver.fulfill(on_disk)
+            resolver.fulfill(on_disk)  # and nothing is on its way
+            gate["changed"] = 1
             with trio.move_on_after(0.05) as waiting:
                 await promise
             assert waiting.cancelled_caught
+            for _ in range(100):
+                assert await on_disk == 1
+            await until(lambda: gate.waiting)
+            assert await on_disk == 1
+            promise, resolver = make_promise()
+            resolver.fulfill(on_disk)
+            broken = E(gone).echo(1)
+            for one in (promise, broken):
+                with trio.move_on_after(0.05) as waiting:
+                    await one
+                assert waiting.cancelled_caught
         finally:
             gate.open.set()
         assert await promise == 1
+        with pytest.raises(ocapn.SessionEnded):
+            await broken
+
+
+@trio_test_real
+async def test_what_is_on_its_way_to_the_disk_is_awaited_without_waiting_for_what_comes_behind_it() -> None:
+    gate = Gate()
+    async with open_peer([MemoryNetlayer(MemoryNetwork(), "a")], baggage=gate) as a:
+        await a.settled()
+        gate.open.clear()
+        gate["changed"] = 1
+        promise, resolver = make_promise()
+        resolver.fulfill(5)
+        await until(lambda: gate.waiting)  # both, in one step
+        gate["changed"] = 2
+        order: list[str] = []
+
+        async def first() -> None:
+            assert await promise == 5
+            order.append("what was settled before")
+            assert gate.batches == [1]
+
+        async def second() -> None:
+            await a.settled()
+            order.append("all")
+
+        gate.batches.clear()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first)
+            nursery.start_soon(second)
+            await moment()
+            assert not order
+            gate.one.set()
+            await until(lambda: bool(order))
+            assert order == ["what was settled before"]
+            gate.open.set()
+        assert order == ["what was settled before", "all"]
+
+
+@trio_test_real
+async def test_what_is_not_on_disk_is_not_awaited_in_another_thread() -> None:
+    gate = Gate()
+    told: list[object] = []
+
+    class Ends(ocapn.Target):
+        @ocapn.method
+        async def run(self) -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                gate["ended"] = True  # the last that is committed
+
+    async def elsewhere() -> None:
+        try:
+            told.append(await promise)
+        except ocapn.OCapNError as error:
+            told.append(str(error))
+
+    async with open_peer([MemoryNetlayer(MemoryNetwork(), "a")], baggage=gate) as a:
+        promise, resolver = make_promise()
+        resolver.fulfill(5)
+        thread = threading.Thread(target=trio.run, args=(elsewhere,), daemon=True)
+        thread.start()
+        thread.join(10)
+        await a.settled()
+        await trio.to_thread.run_sync(trio.run, elsewhere)
+        promise = E(Ends()).run()
+        await moment()
+    await trio.to_thread.run_sync(trio.run, elsewhere)
+    assert told == ["a promise is awaited in the thread of its peer", 5, "the method was cancelled"]
 
 
 @trio_test_real
@@ -198,23 +322,25 @@ async def test_while_the_disk_is_busy_what_comes_of_all_sessions_in_a_pass_is_on
         gate.open.clear()
         try:
             gate["changed"] = 1
-            await moment()  # on its way
+            await until(lambda: gate.waiting)
             gate.cuts = 0
             answers = [E(ref).note(1) for ref in refs]
+            await until(lambda: len(ledger.seen) == 20)
             await moment()
-            assert len(ledger.seen) == 20
             assert 0 < gate.cuts <= 4
         finally:
             gate.open.set()
         assert sorted([await answer for answer in answers]) == list(range(1, 21))
 
 
+@pytest.mark.parametrize("read", [1, 256])
 @trio_test
 async def test_the_first_frame_after_a_restart_is_alone_in_its_batch_though_the_disk_is_busy(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, read: int
 ) -> None:
-    """If it ends the process, nothing is lost with it that came behind it."""
+    """If it ends the process, nothing is lost with it that came behind it. Frames come one by one, or together."""
     monkeypatch.setattr(Commits, "writing", property(lambda self: True))
+    monkeypatch.setattr("ocapn.connection._BATCH", read)
     cut = durable.Baggage.cut
     seen: list[object] = []
 
@@ -234,17 +360,20 @@ async def test_the_first_frame_after_a_restart_is_alone_in_its_batch_though_the_
 
     async with two() as (a, b):
         ref = await linked(a, b)
-        await b.peer.settled()
-        b.crash()
-        answers = [E(ref).note(number) for number in range(5)]
-        await moment()
         monkeypatch.setattr(durable.Baggage, "cut", noting)
         monkeypatch.setattr(SessionKeeper, "tries", trying)
-        await b.start()
-        assert [await answer for answer in answers] == [1, 2, 3, 4, 5]
-    assert len(tried) == 1  # it, and none behind it
-    assert len(seen) > 1
-    assert seen[0] == {MARK + "t": [0]}
+        for life in range(8):  # trio runs tasks in no fixed order
+            await b.peer.settled()
+            b.crash()
+            answers = [E(ref).note(number) for number in range(5)]
+            await moment()
+            seen.clear()
+            tried.clear()
+            await b.start()
+            assert [await answer for answer in answers] == [5 * life + one for one in range(1, 6)]
+            assert len(tried) == 1  # it, and none behind it
+            assert len(seen) > 1
+            assert seen[0] == {MARK + "t": [*[*range(5)] * life, 0]}
 
 
 @pytest.mark.parametrize("late", [0, 1, 2, 3, 5, 8, 12, 20])
