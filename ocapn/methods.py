@@ -37,6 +37,7 @@ class Turns:
         self._node = node
 
     def __enter__(self) -> None:
+        self._node.quick = False
         self._nodes = current_node.set(self._node)
         self._caller = current_caller.set(None)
 

@@ -305,6 +305,7 @@ class Peer:
                 self._show()
         finally:
             self.busy = False
+            node.quick = self._commits is None
         if self.paused:
             self.paused = [connection for connection in self.paused if not connection.read_on()]
         if not node.idle:

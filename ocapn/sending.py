@@ -84,9 +84,16 @@ def _explained(error: NotPassable, args: list[object], named: bool, node: Node) 
 
 
 def _deliver(session: Session, recipient: bytes, args: list[object]) -> RemoteVow:
+    node = session.node
+    if node.quick:
+        node.begin_at_once()
+        try:
+            return session.deliver(recipient, args)
+        finally:
+            node.send_at_once(session)
     question = session.deliver(recipient, args)
     if session.outbox.much:
-        session.node.hasten(session)
+        node.hasten(session)
     return question
 
 

@@ -177,6 +177,9 @@ class Node:
         #: Called when much was sent on a session, also in a turn: it may go out at once, and the session may be cut or
         #: end under it. Raises nothing.
         self.hasten: Callable[[Session], None] = lambda session: None
+        #: Whether the next message that is not sent in a turn may go out at once. Those behind it go together.
+        self.quick = False
+        self._at_once = False
         #: Called when a session was cut, has resumed or has ended.
         self.on_status: Callable[[Session], None] | None = None
         #: The application's end of a session.
@@ -621,8 +624,19 @@ class Node:
     def dirty(self, session: Session) -> None:
         """The session has something to send."""
         self._dirty[session] = None
-        if len(self._dirty) == 1:
+        if len(self._dirty) == 1 and not self._at_once:
             self.wake()
+
+    def begin_at_once(self) -> None:
+        """A message is about to be sent for which nobody has to be woken: `send_at_once` follows."""
+        self.quick = False
+        self._at_once = True
+
+    def send_at_once(self, session: Session) -> None:
+        """It goes out now, and not after a pass of the loop."""
+        self._at_once = False
+        self._dirty.pop(session, None)
+        self.hasten(session)
 
     def selected(self, part: RemoteVow) -> None:
         """The application has asked a peer for a part of an answer, and may want to know it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import trio
 import trio.testing
@@ -307,6 +309,59 @@ async def test_much_that_is_sent_at_once_goes_out_meanwhile() -> None:
         assert len(recorder.seen) == 101
 
 
+class Forwards(Target):
+    """Sends three messages in a turn."""
+
+    @method
+    def forward(self, to: object) -> None:
+        for number in range(3):
+            E(to).note(number)
+
+
+@trio_test
+async def test_of_what_is_sent_in_a_pass_the_first_goes_out_at_once_and_the_rest_together() -> None:
+    """A call that is awaited is not to wait for a pass of the loop. What is sent in a turn goes out behind it."""
+    async with linked_peers("a", "b", durable="never") as (a, b):
+        recorder, ref = Recorder(), await far(a, b, Forwards())
+        await E(ref).forward(recorder)
+        await quiet(a, b)
+        sent = {peer: _sends(peer) for peer in (a, b)}
+        inside: Any = b
+        promises = [E(ref).forward(recorder)]
+        assert sent[b] == [1]
+        assert inside._node.idle
+        assert not inside._wakeup._set  # nobody is woken for it
+        promises += [E(ref).forward(recorder) for _ in range(2)]
+        assert sent[b] == [1]
+        assert not inside._node.idle
+        assert inside._wakeup._set
+        await settle()
+        assert sent[b][1] >= 2  # the others, and what the first is answered
+        assert all(number % 4 == 0 for number in sent[a][:2])  # three messages and an answer of each call
+        assert [await promise for promise in promises] == [None] * 3
+        with pytest.raises(ocapn.NotPassable):
+            E(ref).forward(object())
+        assert await E(ref).forward(recorder) is None
+        await quiet(a, b)
+        assert recorder.seen == [0, 1, 2] * 5
+        assert not a._node._dirty
+        assert not b._node._dirty
+
+
+def _sends(peer: ocapn.Peer) -> list[int]:
+    """How many messages its one connection is given at a time, from now on."""
+    (connection,) = peer._connections.values()
+    sends = connection.channel.send_now
+    sent: list[int] = []
+
+    def noted(messages: list[bytes]) -> int:
+        sent.append(len(messages))
+        return sends(messages)
+
+    connection.channel.send_now = noted  # type: ignore[method-assign]
+    return sent
+
+
 @trio_test_real
 async def test_many_answers_go_out_meanwhile() -> None:
     """Of what is read at once: the other side begins with the first while the last have their turns."""
@@ -333,6 +388,7 @@ async def test_many_answers_go_out_meanwhile() -> None:
             return sends(messages)
 
         connection.channel.send_now = noted  # type: ignore[method-assign]
+        b._node.quick = False  # the first goes with the others
         for promise in [E(ref).get() for _ in range(40)]:
             assert await promise == bytes(1000)
         assert sent[:5] == [8, 16, 24, 32, 40]
@@ -436,6 +492,7 @@ async def test_with_a_baggage_nothing_goes_out_before_its_commit() -> None:
         recorder = Recorder()
         ref = await far(a, b, recorder)
         await quiet(a, b)
+        assert not b._node.quick
         (connection,) = b._connections.values()
         flush = connection.flush
         flushed = 0
