@@ -86,11 +86,14 @@ def _explained(error: NotPassable, args: list[object], named: bool, node: Node) 
 def _deliver(session: Session, recipient: bytes, args: list[object]) -> RemoteVow:
     node = session.node
     if node.quick:
-        node.begin_at_once()
+        sent = None
         try:
-            return session.deliver(recipient, args)
+            node.begin_at_once()
+            question = session.deliver(recipient, args)
+            sent = session
         finally:
-            node.send_at_once(session)
+            node.end_at_once(sent)
+        return question
     question = session.deliver(recipient, args)
     if session.outbox.much:
         node.hasten(session)

@@ -370,8 +370,8 @@ class Vow:
         elif other.state >= FULFILLED:
             self._settle(other.state, other.value)
         else:
-            self.state = FOLLOWING
             self.value = other.handle()
+            self.state = FOLLOWING  # last: another thread may look
             self._follow(other)
             waiting, self.waiting = self.waiting, None
             if waiting is not None and waiting.items:

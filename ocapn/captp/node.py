@@ -628,15 +628,19 @@ class Node:
             self.wake()
 
     def begin_at_once(self) -> None:
-        """A message is about to be sent for which nobody has to be woken: `send_at_once` follows."""
+        """A message is about to be sent for which nobody has to be woken: `end_at_once` follows."""
         self.quick = False
         self._at_once = True
 
-    def send_at_once(self, session: Session) -> None:
-        """It goes out now, and not after a pass of the loop."""
+    def end_at_once(self, sent: Session | None) -> None:
+        """What was `sent` on a session, if it could be, goes out now, and not after a pass of the loop."""
         self._at_once = False
-        self._dirty.pop(session, None)
-        self.hasten(session)
+        if sent is not None:
+            self._dirty.pop(sent, None)
+        if self._dirty:  # something else was sent with it: a gift's deposit, to its exporter
+            self.wake()
+        if sent is not None:
+            self.hasten(sent)
 
     def selected(self, part: RemoteVow) -> None:
         """The application has asked a peer for a part of an answer, and may want to know it."""

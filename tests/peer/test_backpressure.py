@@ -339,13 +339,58 @@ async def test_of_what_is_sent_in_a_pass_the_first_goes_out_at_once_and_the_rest
         assert sent[b][1] >= 2  # the others, and what the first is answered
         assert all(number % 4 == 0 for number in sent[a][:2])  # three messages and an answer of each call
         assert [await promise for promise in promises] == [None] * 3
+        del promises
+        await quiet(a, b)
         with pytest.raises(ocapn.NotPassable):
             E(ref).forward(object())
+        start = trio.current_time()
         assert await E(ref).forward(recorder) is None
+        assert trio.current_time() - start < 1
         await quiet(a, b)
         assert recorder.seen == [0, 1, 2] * 5
         assert not a._node._dirty
         assert not b._node._dirty
+
+
+@trio_test
+async def test_what_goes_with_the_first_call_of_a_pass_to_others_is_not_left() -> None:
+    """To hand over a reference of a third peer, its exporter is told."""
+
+    class Uses(Target):
+        @method
+        async def use(self, echo: object) -> object:
+            return await E(echo).echo(5)
+
+    async with linked_peers("a", "b", "c", durable="never") as (a, b, c):
+        to, gift = await far(b, a, Uses()), await far(c, a, Echo())
+        await quiet(a, b, c)
+        start = trio.current_time()
+        assert await E(to).use(gift) == 5
+        assert trio.current_time() - start < 1
+
+
+@trio_test
+async def test_who_calls_while_a_connection_of_an_ended_session_is_closed_is_told_that_it_has_ended() -> None:
+    """Its peer does not read: what it is to be told is not all sent."""
+    network = MemoryNetwork(capacity=4)
+    limits = Limits(closing=1, draining=10)
+    async with (
+        ocapn.open_peer([ocapn.MemoryNetlayer(network, "b")]) as b,
+        ocapn.open_peer([ocapn.MemoryNetlayer(network, "a")], limits=limits) as a,
+    ):
+        ref = await a.enliven(b.export(Recorder()))
+        await trio.sleep(1)
+        (link,) = network.links_between("a", "b")
+        link.hold()
+        for number in range(40):
+            send_only(ref).note(number)
+        await trio.sleep(0.1)
+        a.sessions[0]._core.abort("enough")
+        for _ in range(20):
+            await trio.sleep(0.2)
+            with pytest.raises(ocapn.SessionEnded):
+                await E(ref).note(41)
+        link.release()
 
 
 def _sends(peer: ocapn.Peer) -> list[int]:

@@ -380,10 +380,25 @@ async def test_a_bounded_slice_of_async_methods_begins_in_one_pass(kept: bool) -
 
     baggage = durable.MemoryBaggage() if kept else None
     limits = Limits(slice_turns=10)
-    async with open_peer([MemoryNetlayer(MemoryNetwork(), "a")], baggage=baggage, limits=limits):
+    async with open_peer([MemoryNetlayer(MemoryNetwork(), "a")], baggage=baggage, limits=limits) as a:
         trio.lowlevel.add_instrument(passes)
         targets = [Counting() for _ in range(3)]
-        for promise in [E(targets[number % 3]).run() for number in range(100)]:
+        promises = []
+        if a._commits is not None:
+            await a.settled()
+            a._commits._token, token = None, a._commits._token  # as if the disk were slow
+            assert baggage is not None
+            baggage["changed"] = 1
+            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+        for number in range(100):
+            promises.append(E(targets[number % 3]).run())
+            if number % 5 == 0:
+                await trio.lowlevel.checkpoint()
+        if a._commits is not None:
+            assert not begun
+            a._commits._token = token
+        for promise in promises:
             await promise
         trio.lowlevel.remove_instrument(passes)
     assert len(begun) == 100

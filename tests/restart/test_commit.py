@@ -113,10 +113,13 @@ async def test_a_failing_commit_ends_the_peer_and_nothing_of_it_was_sent() -> No
                 ledger = gate.provide("ledger", Ledger)
                 ref = await a.enliven(b.export(ledger))
                 await moment()
+                on_disk = E(ledger).pause()
+                assert await on_disk is None
                 gate.fail = True
                 received = a.sessions[0].stats()["messages_received"]
                 answer = E(ref).note(1)
                 await trio.sleep(10)
+        assert await on_disk is None
         assert not is_settled(answer)
         assert a.sessions[0].stats()["messages_received"] == received
         assert a.sessions[0].status == "suspended"
