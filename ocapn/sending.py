@@ -86,13 +86,13 @@ def _explained(error: NotPassable, args: list[object], named: bool, node: Node) 
 def _deliver(session: Session, recipient: bytes, args: list[object]) -> RemoteVow:
     node = session.node
     if node.quick:
-        sent = None
+        node.begin_at_once()
         try:
-            node.begin_at_once()
             question = session.deliver(recipient, args)
-            sent = session
-        finally:
-            node.end_at_once(sent)
+        except BaseException:
+            node.end_at_once(None)
+            raise
+        node.end_at_once(session)
         return question
     question = session.deliver(recipient, args)
     if session.outbox.much:
