@@ -11,9 +11,14 @@ import trio
 _Args = TypeVarTuple("_Args")
 
 
+def run_apart(nursery: trio.Nursery, function: Callable[[], object]) -> None:
+    """Calls the function in a context like that of the nursery's task, whatever the present one is."""
+    nursery.parent_task.context.copy().run(function)
+
+
 def start_soon(nursery: trio.Nursery, function: Callable[[*_Args], Awaitable[object]], *args: *_Args) -> None:
-    """Begins a task in the context of the nursery's own, whoever it is that wants it."""
-    nursery.parent_task.context.copy().run(lambda: nursery.start_soon(function, *args))
+    """Begins a task likewise, whoever it is that wants it."""
+    run_apart(nursery, lambda: nursery.start_soon(function, *args))
 
 
 @contextmanager

@@ -188,7 +188,7 @@ class Commits:
                 raise
             for batch in batches:
                 self._keeper.written(batch)
-        self._node.committed = self._node.step
+        self._node.committed = self._node.step  # also of what nobody is shown any more
 
     async def run(self) -> None:
         """Writes for as long as it runs. Raises what `Keeper.write` raises: nothing is shown any more then."""

@@ -73,7 +73,7 @@ class Owner(Protocol):
         """Runs turns, and sends what came of them."""
 
     def pump_soon(self) -> None:
-        """Likewise, now or soon."""
+        """Likewise, or lets what is read from other connections in this pass be sent with it."""
 
     def established(self, connection: Connection) -> None:
         """The connection has become a session."""

@@ -12,7 +12,7 @@ from typing import Any, Final, final
 
 import trio
 
-from ocapn.callbacks import caught, start_soon
+from ocapn.callbacks import caught, run_apart, start_soon
 from ocapn.captp.delivery import crossing
 from ocapn.captp.node import LATER, Node, Turn
 from ocapn.captp.passing import copy_result
@@ -205,7 +205,7 @@ class Methods:
                 del self._running[key]
         if not self._running:  # else others may end in this pass as well: what they leave goes out after it
             assert self._nursery is not None
-            self._nursery.parent_task.context.copy().run(self._pump)  # what it runs is not to see this one's
+            run_apart(self._nursery, self._pump)  # what it runs is not to see the context of this method
 
     def outlive(self, session: CoreSession, public: Session) -> None:
         """Methods run on though their session has ended: as many as one session may have, for all that have."""
